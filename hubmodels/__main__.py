@@ -1,0 +1,7 @@
+"""python -m hubmodels: the command `hubmodels`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

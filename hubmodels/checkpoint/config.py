@@ -1,0 +1,80 @@
+"""A published config.json <-> a family's config dataclass. What we do not implement is refused, never ignored."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+from ..errors import ConfigError
+from .keymap import KeyMap
+
+# Keys that say nothing about the forward pass: origin, training, generation, and the labels' names.
+_SILENT = frozenset(
+    ["_name_or_path", "architectures", "attn_implementation", "_attn_implementation_autoset", "classifier_dropout", "directionality", "dtype", "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "language", "model_type", "name", "num_labels", "output_attentions", "output_hidden_states", "output_past", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "problem_type", "return_dict", "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version", "use_cache", "vocab_file", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"]
+)
+
+
+class FamilyConfig:
+    """Base of the families' frozen dataclasses.
+
+    MODEL_TYPE: what config.json calls the family.
+    FIXED: published fields with the one value we implement.
+    CHOICES: our fields with the values we implement.
+    ADJUSTABLE: our fields that a user may set for a published checkpoint: they change no tensor's shape.
+    """
+
+    MODEL_TYPE: str
+    FIXED: Mapping[str, Any] = {}
+    CHOICES: Mapping[str, tuple[Any, ...]] = {}
+    ADJUSTABLE: tuple[str, ...] = ()
+
+    @classmethod
+    def from_published(cls, published: Mapping[str, Any], source: str) -> Self:
+        """config.json's content -> config. `source` names the file in errors.
+
+        Raises ConfigError naming each key and value that is not implemented. An unknown key may stand if it is off
+        (null, false, 0 or empty).
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        refused = []
+        for key, value in published.items():
+            if key == "model_type" and value != cls.MODEL_TYPE:
+                refused.append(f"model_type = {value!r} (expected {cls.MODEL_TYPE!r})")
+            elif key in cls.FIXED and value != cls.FIXED[key]:
+                refused.append(f"{key} = {value!r} (implemented: {cls.FIXED[key]!r})")
+            elif value and key not in names and key not in cls.FIXED and key not in _SILENT:
+                refused.append(f"{key} = {value!r} (unknown key)")
+        if refused:
+            raise ConfigError(
+                f"{source}: not implemented for {cls.MODEL_TYPE}: {'; '.join(refused)}. If a key does not change the "
+                "forward pass, take it out of the file and load again"
+            )
+        try:
+            return cls(**{key: value for key, value in published.items() if key in names})
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    def to_published(self) -> dict[str, Any]:
+        """What config.json holds for this config."""
+        return {"model_type": self.MODEL_TYPE, **dataclasses.asdict(self), **self.FIXED}
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            wanted = field.type if isinstance(field.type, type) else type(field.default)
+            number = wanted is float and isinstance(value, int) and not isinstance(value, bool)
+            if not (isinstance(value, wanted) or number) or isinstance(value, bool) != (wanted is bool):
+                raise ConfigError(f"{field.name} = {value!r}: expected {wanted.__name__}")
+            if wanted is int and value < (0 if field.name.endswith("_id") else 1):
+                raise ConfigError(f"{field.name} = {value}: expected a positive number")
+            if field.name.endswith("_prob") and not 0 <= value < 1:
+                raise ConfigError(f"{field.name} = {value}: expected a probability, 0 <= p < 1")
+            if field.name in self.CHOICES and value not in self.CHOICES[field.name]:
+                raise ConfigError(f"{field.name} = {value!r}: implemented are {', '.join(self.CHOICES[field.name])}")
+
+
+class Family(NamedTuple):
+    """What loading has to know of a family. name: as in the manifest."""
+
+    name: str
+    config: type[FamilyConfig]
+    keys: KeyMap

@@ -1,0 +1,331 @@
+"""Their tensor names <-> ours: one table per family, read both ways, with an account of every key.
+
+A table is a list of rows (ours, theirs). `{i}` stands for a number, `{wb}` for weight or bias. A plain name is copied
+as it is; FUSE, TRANSPOSE and ALIAS say what else happens. A row (None, DROP(name, why)) is theirs alone.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+
+class LazyTensor(Protocol):
+    """A tensor still in its file: shape and dtype are known, bytes are read on demand."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor: ...
+
+    def read_into(self, target: Tensor) -> None: ...
+
+
+class Entry(NamedTuple):
+    """One line of the account. operation: loaded, fused, transposed, tied, dropped or new."""
+
+    ours: str | None
+    theirs: str | None
+    operation: str
+    shape: tuple[int, ...]
+    dtype: str
+    because: str = ""
+
+
+class Report(NamedTuple):
+    """Every key of the file and every parameter of the model, once each and accounted for."""
+
+    entries: tuple[Entry, ...]
+
+    def count(self, operation: str) -> int:
+        return sum(entry.operation == operation for entry in self.entries)
+
+    def __str__(self) -> str:
+        operations = dict.fromkeys(entry.operation for entry in self.entries)
+        return ", ".join(f"{self.count(operation)} {operation}" for operation in operations)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """theirs: the name or names in the file; because: why it is dropped."""
+
+    theirs: tuple[str, ...]
+    because: str = ""
+    verb = "loaded"
+
+    def load(self, sources: list[LazyTensor]) -> Tensor:
+        return sources[0].read()
+
+    def dump(self, ours: Tensor) -> list[Tensor]:
+        return [ours]
+
+    def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        return shapes[0]
+
+
+class Fuse(Operation):
+    verb = "fused"
+
+    def load(self, sources: list[LazyTensor]) -> Tensor:
+        """Read straight into the fused tensor: the parts are never in memory twice."""
+        fused = torch.empty(self.shape([s.shape for s in sources]), dtype=sources[0].dtype)
+        for part, source in zip(fused.split([s.shape[0] for s in sources]), sources, strict=True):
+            source.read_into(part)
+        return fused
+
+    def dump(self, ours: Tensor) -> list[Tensor]:
+        return [part.clone() for part in ours.chunk(len(self.theirs))]
+
+    def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        return (sum(s[0] for s in shapes), *shapes[0][1:])
+
+
+class Transpose(Operation):
+    verb = "transposed"
+
+    def load(self, sources: list[LazyTensor]) -> Tensor:
+        return sources[0].read().t().contiguous()
+
+    def dump(self, ours: Tensor) -> list[Tensor]:
+        return [ours.t().contiguous()]
+
+    def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        return tuple(reversed(shapes[0]))
+
+
+class Alias(Operation):
+    verb = "tied"
+
+
+class Drop(Operation):
+    verb = "dropped"
+
+
+def KEEP(theirs: str) -> Operation:
+    return Operation((theirs,))
+
+
+def FUSE(*theirs: str) -> Operation:
+    """Several of theirs, one after the other along the first dimension, are one of ours."""
+    return Fuse(theirs)
+
+
+def TRANSPOSE(theirs: str) -> Operation:
+    return Transpose((theirs,))
+
+
+def ALIAS(theirs: str) -> Operation:
+    """Theirs repeats what another row loads. It may be absent; if it is there it must be equal. Never written."""
+    return Alias((theirs,))
+
+
+def DROP(theirs: str, because: str) -> Operation:
+    return Drop((theirs,), because)
+
+
+Row = tuple[str | None, str | Operation]
+_WILD = {"{i}": r"(?P<i>\d+)", "{wb}": r"(?P<wb>weight|bias)"}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"(\{\w+\})", template)
+    return re.compile("".join(_WILD[p] if p in _WILD else re.escape(p) for p in parts))
+
+
+@dataclass(frozen=True)
+class Rule:
+    ours: str | None
+    operation: Operation
+    patterns: tuple[re.Pattern[str], ...] = field(init=False)
+    our_pattern: re.Pattern[str] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patterns", tuple(_pattern(theirs) for theirs in self.operation.theirs))
+        object.__setattr__(self, "our_pattern", _pattern(self.ours) if self.ours else None)
+
+    def find(self, key: str) -> dict[str, str] | None:
+        """The wildcards' values if `key` is one of theirs in this rule."""
+        return next((m.groupdict() for p in self.patterns if (m := p.fullmatch(key))), None)
+
+
+class KeyMap:
+    """One family's table.
+
+    encoder: rows whose names stand bare in a base model and behind a prefix elsewhere: ("encoder.", "bert.").
+    heads: rows of the parts that not every model has; their first name is the part's.
+    """
+
+    def __init__(self, encoder: Iterable[Row], heads: Iterable[Row], prefix: tuple[str, str]):
+        rows = [*encoder, *heads]
+        self.rules = [Rule(ours, op if isinstance(op, Operation) else KEEP(op)) for ours, op in rows]
+        self.prefix = prefix
+        self.optional = {ours.split(".")[0] for ours, op in heads if not isinstance(op, Operation)} | {"pooler"}
+
+    def load(
+        self,
+        theirs: Mapping[str, LazyTensor],
+        wanted: Mapping[str, tuple[int, ...]],
+        source: str,
+        may_be_new: Iterable[str] = (),
+        must_be_new: Iterable[str] = (),
+    ) -> tuple[dict[str, Tensor], Report]:
+        """The file's tensors under our names, and the account.
+
+        theirs: the file's tensors, Hugging Face names, with or without the prefix.
+        wanted: name -> shape of each parameter of the model.
+        source: names the file in errors.
+        may_be_new: parts of the model that start anew if the file has nothing at all for them.
+        must_be_new: parts that start anew whatever the file has.
+
+        Raises CheckpointError listing every key that no row knows, every parameter that the file lacks, and every
+        shape that differs.
+        """
+        account = _Account(self, theirs, wanted, source, set(must_be_new))
+        for key in theirs:
+            account.place(key)
+        account.settle({*may_be_new, *must_be_new})
+        return account.tensors(), Report(tuple(account.entries))
+
+    def dump(self, ours: Mapping[str, Tensor], prefixed: bool) -> dict[str, Tensor]:
+        """The table backwards: our tensors under their names. prefixed: whether theirs carry the family's prefix."""
+        theirs: dict[str, Tensor] = {}
+        for name, tensor in ours.items():
+            bare = name.removeprefix(self.prefix[0])
+            for rule in self.rules:
+                match = rule.our_pattern and rule.our_pattern.fullmatch(bare)
+                if match and not isinstance(rule.operation, Alias):
+                    break
+            else:
+                raise CheckpointError(f"export: no row of the key map writes {name}")
+            in_encoder = bare.split(".")[0] not in self.optional or bare.startswith("pooler.")
+            prefix = self.prefix[1] if prefixed and in_encoder else ""
+            for template, part in zip(rule.operation.theirs, rule.operation.dump(tensor), strict=True):
+                theirs[prefix + _fill(template, match.groupdict())] = part
+        return theirs
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        template = template.replace(f"{{{name}}}", value)
+    return template
+
+
+class _Account:
+    """The books of one load: first every key of theirs finds its row, then both sides are settled."""
+
+    def __init__(self, keymap: KeyMap, theirs, wanted, source: str, must_be_new: set[str]):
+        self.keymap, self.theirs, self.wanted, self.source = keymap, theirs, wanted, source
+        self.must_be_new = must_be_new
+        self.bare_wanted = {name.removeprefix(keymap.prefix[0]): name for name in wanted}
+        self.found: dict[str, tuple[Operation, dict[str, str]]] = {}  # our bare name -> operation, template -> key
+        self.entries: list[Entry] = []
+        self.aliases: list[tuple[str, str]] = []
+        self.problems: list[str] = []
+
+    def place(self, key: str) -> None:
+        bare = key.removeprefix(self.keymap.prefix[1])
+        for rule in self.keymap.rules:
+            values = rule.find(bare)
+            if values is not None:
+                return self._apply(rule, key, values)
+        self.problems.append(
+            f"{key} {list(self.theirs[key].shape)} is in the file, but no row knows it{self._near(bare)}"
+        )
+
+    def _apply(self, rule: Rule, key: str, values: dict[str, str]) -> None:
+        operation = rule.operation
+        if isinstance(operation, Drop):
+            return self._enter(None, key, "dropped", operation.because)
+        name = _fill(rule.ours, values)
+        if name.split(".")[0] in self.must_be_new:
+            return self._enter(None, key, "dropped", "a new head was asked for")
+        if name not in self.bare_wanted and name.split(".")[0] in self.keymap.optional:
+            return self._enter(None, key, "dropped", f"this model has no {name.split('.')[0]}")
+        if isinstance(operation, Alias):
+            return self.aliases.append((name, key))
+        filled = [_fill(template, values) for template in operation.theirs]
+        bare = key.removeprefix(self.keymap.prefix[1])
+        keys = self.found.setdefault(name, (operation, dict.fromkeys(filled, "")))[1]
+        if keys[bare]:
+            self.problems.append(f"{keys[bare]} and {key} are both in the file and both mean {name}")
+        keys[bare] = key
+        self._enter(self.bare_wanted.get(name), key, operation.verb)
+
+    def settle(self, may_be_new: set[str]) -> None:
+        self._settle_aliases()
+        parts_found = {name.split(".")[0] for name in self.found}
+        for bare, name in self.bare_wanted.items():
+            part = bare.split(".")[0]
+            if bare in self.found:
+                self._check_shape(bare, name)
+            elif part in may_be_new and part not in parts_found:
+                shape = tuple(self.wanted[name])
+                because = "asked for" if part in self.must_be_new else "the checkpoint has none"
+                self.entries.append(Entry(name, None, "new", shape, "", because))
+            else:
+                self.problems.append(
+                    f"{name} {list(self.wanted[name])} is in the model, but nothing in the file fills it"
+                )
+        for bare in self.found.keys() - self.bare_wanted.keys():
+            keys = ", ".join(key for key in self.found[bare][1].values() if key)
+            self.problems.append(f"{keys} would be {bare}, which this model's config has no place for")
+        if self.problems:
+            raise CheckpointError(
+                f"{self.source}: {len(self.problems)} of its tensors and the model do not fit:\n  "
+                + "\n  ".join(self.problems)
+                + "\nCheck that config.json belongs to this file and that the entry point is the right family's"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        loaded = {}
+        for bare, (operation, keys) in self.found.items():
+            loaded[self.bare_wanted[bare]] = operation.load([self.theirs[key] for key in keys.values()])
+        for name, key in self.aliases:
+            original, repeated = loaded[self.bare_wanted[name]], self.theirs[key].read()
+            if original.data_ptr() != repeated.data_ptr() and not torch.equal(original, repeated):
+                raise CheckpointError(
+                    f"{self.source}: {key} should repeat {self._key_of(name)}, but its values differ. This checkpoint "
+                    "was trained with its output matrix untied, which this model cannot hold"
+                )
+        return loaded
+
+    def _settle_aliases(self) -> None:
+        """A repeat without an original (decoder.weight with no word table) stands in for it."""
+        for name, key in list(self.aliases):
+            if name in self.found:
+                self._enter(self.bare_wanted[name], key, "tied", f"repeats {self._key_of(name)}")
+            else:
+                self.aliases.remove((name, key))
+                self.found[name] = (KEEP(key), {key: key})
+                self._enter(self.bare_wanted.get(name), key, "loaded")
+
+    def _check_shape(self, bare: str, name: str) -> None:
+        operation, keys = self.found[bare]
+        missing = [template for template, key in keys.items() if not key]
+        if missing:
+            self.problems.append(f"{', '.join(missing)} is not in the file, but {name} is made of it")
+            return
+        shapes = [tuple(self.theirs[key].shape) for key in keys.values()]
+        got, want = operation.shape(shapes), tuple(self.wanted[name])
+        if got != want or any(s[1:] != shapes[0][1:] for s in shapes):
+            hint = " (head_seed=0 starts this head anew)" if bare.split(".")[0] in self.keymap.optional else ""
+            self.problems.append(f"{', '.join(keys.values())}: expected {list(want)} for {name}, got {list(got)}{hint}")
+
+    def _key_of(self, name: str) -> str:
+        return next(iter(self.found[name][1].values()))
+
+    def _enter(self, ours: str | None, key: str, operation: str, because: str = "") -> None:
+        tensor = self.theirs[key]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.entries.append(Entry(ours, key, operation, tuple(tensor.shape), dtype, because))
+
+    def _near(self, key: str) -> str:
+        names = [theirs for rule in self.keymap.rules for theirs in rule.operation.theirs]
+        near = difflib.get_close_matches(re.sub(r"\.\d+\.", ".{i}.", key), names, n=1)
+        return f" (the nearest row is {near[0]})" if near else ""

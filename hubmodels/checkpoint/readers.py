@@ -1,0 +1,191 @@
+"""Checkpoint files -> named tensors, each read from the file only when it is asked for.
+
+Nothing here trusts the file: a safetensors header is checked before any byte is mapped, a .bin is unpickled with
+`weights_only`, which builds tensors and runs no code.
+"""
+
+import ctypes
+import json
+import math
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .keymap import LazyTensor
+
+# Source: the format's description in the safetensors repository.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_LONGEST_HEADER = 100_000_000  # bytes; the reference implementation's limit
+
+
+def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
+    """The tensors of a .safetensors or PyTorch .bin / .pt file, by name. Raises CheckpointError if it cannot be read."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty; it was not written to the end. Fetch or save it again")
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """A tensor of a safetensors file. `read` maps its bytes (a write goes to a private copy), `read_into` copies them."""
+
+    path: Path
+    storage: torch.UntypedStorage
+    begin: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        part = self.storage[self.begin : self.begin + math.prod(self.shape) * self.dtype.itemsize]
+        if part.data_ptr() % self.dtype.itemsize:  # the format promises no alignment
+            part = part.clone()
+        return torch.empty(0, dtype=self.dtype).set_(part).view(self.shape)
+
+    def read_into(self, target: Tensor) -> None:
+        """Fill a contiguous tensor from the file itself: mapped pages would stay in memory beside the copy."""
+        size = target.numel() * target.element_size()
+        buffer = memoryview((ctypes.c_char * size).from_address(target.data_ptr())).cast("B")
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.begin)
+            while buffer:
+                count = file.readinto(buffer)
+                if not count:
+                    raise CheckpointError(f"{self.path}: the file became shorter while it was read")
+                buffer = buffer[count:]
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A tensor that is in memory, or mapped by torch, already."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def read(self) -> Tensor:
+        return self.tensor
+
+    def read_into(self, target: Tensor) -> None:
+        target.copy_(self.tensor)
+
+
+def read_safetensors(path: Path) -> dict[str, MappedTensor]:
+    """Parse and check the header; the tensors themselves stay in the file."""
+    size = os.path.getsize(path)
+    header, begin = _header(path, size)
+    found, spans = {}, []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, first, end = _entry(path, name, entry)
+        if not 0 <= first <= end <= size - begin or end - first != math.prod(shape) * dtype.itemsize:
+            raise CheckpointError(
+                f"{path}: {name} {list(shape)} of {entry['dtype']} needs {math.prod(shape) * dtype.itemsize} bytes and "
+                f"stands at {first} to {end}, in a file with {size - begin} bytes of tensors. The file is truncated or "
+                "damaged; fetch it again"
+            )
+        spans.append((first, end, name))
+        found[name] = (begin + first, shape, dtype)
+    _check_spans(path, sorted(spans), size - begin)
+    storage = torch.UntypedStorage.from_file(str(path), False, size)
+    return {n: MappedTensor(path, storage, first, shape, dtype) for n, (first, shape, dtype) in found.items()}
+
+
+def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """The header's content, and where it ends."""
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > min(_LONGEST_HEADER, size - 8):
+            raise CheckpointError(
+                f"{path}: not a safetensors file, or a truncated one: it says its header has {length} bytes, the file "
+                f"has {size}. Fetch or save it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: the safetensors header is not JSON ({error}); fetch or save it again"
+            ) from None
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"{path}: expected a JSON object as the safetensors header, got a {type(header).__name__}"
+        )
+    return header, 8 + length
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    try:
+        dtype, shape, (first, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, first, end)):
+            raise ValueError("shape and data_offsets must be natural numbers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the header's entry for {name} is not valid: {error!r}") from None
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"{path}: {name} has dtype {dtype}; known are {', '.join(_DTYPES)}")
+    return _DTYPES[dtype], shape, first, end
+
+
+def _check_spans(path: Path, spans: list[tuple[int, int, str]], size: int) -> None:
+    """Tensors stand one after another, without overlap or gap, and fill the file."""
+    end = 0
+    for first, last, name in spans:
+        if first != end:
+            raise CheckpointError(
+                f"{path}: {name} begins at byte {first}, where {end} was expected; the file is damaged"
+            )
+        end = last
+    if end != size:
+        raise CheckpointError(
+            f"{path}: the header describes {end} bytes of tensors, the file has {size}; fetch it again"
+        )
+
+
+def read_torch(path: Path) -> dict[str, HeldTensor]:
+    """A state dict saved by torch.save, in today's zip format (mapped) or the one before torch 1.6 (read whole)."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path}: refused, because it holds more than tensors and would have to run code to load ({reason}). "
+            "If you trust where it comes from, load it there and save its state_dict() alone"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a PyTorch checkpoint, or a truncated one: {error}. Fetch it again"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: expected a state dict, name -> tensor, got a {type(content).__name__}")
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise CheckpointError(f"{path}: expected a state dict, name -> tensor; not tensors: {', '.join(strangers[:9])}")
+    return {str(name): HeldTensor(tensor) for name, tensor in content.items()}

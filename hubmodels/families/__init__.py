@@ -1,0 +1,1 @@
+"""A file per family: its config, its key map, its modules."""

@@ -1,0 +1,399 @@
+"""What the families share: linear maps, attention, feed-forward, blocks, embeddings.
+
+Shapes, here and in every other file:
+
+    B  batch            T  packed tokens of the batch: the sum of its rows' real lengths
+    S  padded length    D  hidden size
+    H  attention heads  K  size of a head, D = H * K
+    V  vocabulary       N  labels
+"""
+
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import TypedDict, Unpack
+
+from .errors import InputError
+from .packing import Packing, packing_of
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # erf; Google's BERT code has the tanh form, published checkpoints say "gelu" and mean this one
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+# Parameters are made without values: the loader fills them from a file, `initialise` draws them. torch's own
+# initialisers would draw 110 million random numbers only for them to be overwritten.
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        pass
+
+
+class LayerNorm(nn.LayerNorm):
+    def reset_parameters(self) -> None:
+        pass
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
+    """Give every parameter of `module` its starting value: weights normal(0, std), biases 0, norms 1.
+
+    The row of the padding token starts at zero. Numbers come from `generator` (default: torch's global one).
+    Source: Devlin 2018, appendix A.2; the reference port's `_init_weights`.
+    """
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(part, nn.LayerNorm):
+                parameter.fill_(1.0 if name == "weight" else 0.0)
+            elif name == "bias":
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, std, generator=generator)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            part.weight[part.padding_idx].zero_()
+
+
+def check_ids(name: str, ids: Tensor, size: int, what: str) -> None:
+    """Raise InputError unless all of `ids` are in 0 … size - 1.
+
+    An embedding that is indexed out of range says nothing useful on a CPU and ends the CUDA context on a GPU.
+    """
+    if torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    lowest, highest = (int(i) for i in ids.aminmax())
+    if lowest < 0 or highest >= size:
+        wrong = lowest if lowest < 0 else highest
+        raise InputError(f"{name}: {wrong} is out of range; {what} has {size} entries, 0 to {size - 1}")
+
+
+class Embeddings(nn.Module):
+    """Word + token type + position, normalised. Source: Devlin 2018 §3, figure 2; google bert modeling.py."""
+
+    def __init__(self, words: int, positions: int, types: int, size: int, *, padding: int, eps: float, dropout: float):
+        super().__init__()
+        self.word = Embedding(words, size, padding_idx=padding)
+        self.position = Embedding(positions, size)
+        self.token_type = Embedding(types, size)
+        self.norm = LayerNorm(size, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, words: Tensor, token_types: Tensor | None, positions: Tensor | None, packing: Packing) -> Tensor:
+        """words: ids [B, S] or vectors [B, S, D]; token_types, positions [B, S] or None -> [T, D]
+
+        token_types None: all 0. positions None: the column, counted from 0, padding included.
+        """
+        if positions is not None:
+            check_ids("position_ids", positions, self.position.num_embeddings, "the position table")
+        x = self._words(packing.pack(words))
+        if token_types is None:
+            x = x + self.token_type.weight[0]
+        else:
+            check_ids("token_type_ids", token_types, self.token_type.num_embeddings, "the token type table")
+            x = x + self.token_type(packing.pack(token_types))
+        x = x + self._positions(positions, packing)
+        return self.dropout(self.norm(x))
+
+    def _words(self, words: Tensor) -> Tensor:
+        """ids [T] or vectors [T, D] -> [T, D]"""
+        if words.is_floating_point():
+            return words
+        check_ids("input_ids", words, self.word.num_embeddings, "the vocabulary")
+        return self.word(words)
+
+    def _positions(self, positions: Tensor | None, packing: Packing) -> Tensor:
+        """[B, S] or None -> [T, D]"""
+        if positions is not None:
+            return self.position(packing.pack(positions.expand(packing.batch, packing.length)))
+        if packing.indices is not None:
+            return self.position(packing.indices % packing.length)
+        rows = self.position.weight[: packing.length]  # [S, D]
+        return rows.expand(packing.batch, *rows.shape).flatten(0, 1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on packed tokens. Source: Vaswani 2017 §3.2; Devlin 2018 §3."""
+
+    def __init__(self, size: int, heads: int, *, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(size, 3 * size)
+        self.output = Linear(size, size)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None) -> Tensor:
+        """[T, D] -> [T, D]; the attention weights [B, H, S, S] are appended to `probs` if it is given."""
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, -1).unbind(1)  # [T, H, K]
+        return self.output(self.attend(q, k, v, packing, probs).flatten(1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, probs: list[Tensor] | None) -> Tensor:
+        """[T, H, K] three times -> [T, H, K]: the one place that knows which kernel runs.
+
+        A family with a score bias overrides this method alone.
+        """
+        dropout = self.dropout if self.training else 0.0
+        if probs is not None:
+            return explicit_attention(q, k, v, packing, dropout, probs)
+        if packing.indices is not None and dropout == 0.0:
+            if q.is_cpu:
+                return ragged_attention(q, k, v, packing.offsets)[0]
+            if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+                return varlen_attention(q, k, v, packing)
+        return padded_attention(q, k, v, packing, dropout)
+
+
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float, probs: list[Tensor]
+) -> Tensor:
+    """Softmax written out, for who wants to see the weights. Padding has weight 0 and gives none."""
+    q, k, v = (packing.unpack(t).transpose(1, 2) for t in (q, k, v))  # [B, H, S, K]
+    scores = q @ k.mT * q.shape[-1] ** -0.5  # [B, H, S, S]
+    mask = packing.mask()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(scores.softmax(-1), dropout)
+    if packing.indices is not None:  # a padding position's own row is nobody's weights
+        weights = weights * packing.unpack(q.new_ones(packing.indices.shape))[:, None, :, None]
+    probs.append(weights)
+    return packing.pack((weights @ v).transpose(1, 2))
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:
+    """torch's fused attention over [B, S]: the best there is when nothing is padding, the fallback when something is."""
+    q, k, v = (packing.unpack(t).transpose(1, 2) for t in (q, k, v))  # [B, H, S, K]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.mask(), dropout_p=dropout)
+    return packing.pack(out.transpose(1, 2))
+
+
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """Variable-length flash attention, CUDA, half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(q, k, v, packing.offsets, packing.offsets, packing.longest, packing.longest)
+
+
+# On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask,
+# no copy into groups. The loop is one operator to torch.compile, so a graph holds for batches of every shape. Two
+# versions of this package may live in one process: each registers the operator under a name of its own.
+_NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _runs(offsets: Tensor) -> list[tuple[int, int, int, int]]:
+    """[B + 1] -> (begin, end, rows, length) of each run of rows of one length; empty rows are left out."""
+    bounds, runs = offsets.tolist(), []
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        if runs and runs[-1][3] == end - begin:
+            runs[-1] = (runs[-1][0], end, runs[-1][2] + 1, end - begin)
+        elif end > begin:
+            runs.append((begin, end, 1, end - begin))
+    return runs
+
+
+def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
+    """[T, H, ...] -> view [rows, H, length, ...] of one run"""
+    begin, end, rows, length = run
+    return x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::ragged_attention", mutates_args=(), device_types="cpu")
+def ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    for run in _runs(offsets):
+        attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)))
+        _rows(out, run).copy_(attended)
+        _rows(lse, run).copy_(sums)
+    return out, lse
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::ragged_attention_backward", mutates_args=(), device_types="cpu")
+def _ragged_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    for run in _runs(offsets):
+        parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, False)
+        for whole, part in zip(grads, parts, strict=True):
+            _rows(whole, run).copy_(part)
+    return grads
+
+
+@ragged_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@_ragged_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:3], *output, inputs[3])
+
+
+def _backward(ctx, grad: Tensor, _: Tensor):
+    return *_ragged_attention_backward(grad, *ctx.saved_tensors), None
+
+
+ragged_attention.register_autograd(_backward, setup_context=_save)
+
+
+class FeedForward(nn.Module):
+    """Wide, bent, narrow again. Source: Vaswani 2017 §3.3."""
+
+    def __init__(self, size: int, inner: int, activation: str):
+        super().__init__()
+        self.inner = Linear(size, inner)
+        self.output = Linear(inner, size)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] -> [T, D]"""
+        return self.output(ACTIVATIONS[self.activation](self.inner(x)))
+
+
+class PostNormBlock(nn.Module):
+    """Attention, then feed-forward; each added to its input and normalised after. Source: Vaswani 2017 §3.1."""
+
+    def __init__(self, attention: Attention, feed_forward: FeedForward, size: int, *, eps: float, dropout: float):
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = LayerNorm(size, eps=eps)
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = LayerNorm(size, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None) -> Tensor:
+        """[T, D] -> [T, D]"""
+        x = self.attention_norm(x + self.dropout(self.attention(x, packing, probs)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class EncoderOutput(NamedTuple):
+    """last_hidden_state [B, S, D], zeros at padding; pooler_output [B, D] or None; hidden_states: L + 1 of [B, S, D],
+    embeddings first, if asked for; attentions: L of [B, H, S, S] if asked for."""
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Encoded(NamedTuple):
+    """What a head gets: states [T, D], where they stand, and the extras of `EncoderOutput`."""
+
+    states: Tensor
+    packing: Packing
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class EncoderOptions(TypedDict, total=False):
+    """Keyword arguments that every model passes on to its encoder: see `Encoder.encode`."""
+
+    position_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    output_hidden_states: bool
+    output_attentions: bool
+
+
+class Encoder(nn.Module):
+    """Embeddings, blocks and, if there is one, a pooler.
+
+    `gradient_checkpointing = True` keeps only each block's input in training and computes the rest again on the way
+    back (Chen 2016): less memory, about a third more time.
+    """
+
+    family: ClassVar[Any]  # set by the family: its `checkpoint.config.Family`
+
+    def __init__(self, config: Any, embeddings: nn.Module, layers: list[nn.Module], pooler: nn.Module | None):
+        super().__init__()
+        self.config = config
+        self.embeddings = embeddings
+        self.layers = nn.ModuleList(layers)
+        self.pooler = pooler
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **options: Unpack[EncoderOptions],
+    ) -> EncoderOutput:
+        """Arguments as for `encode`; everything comes back in the padded batch's shape."""
+        encoded = self.encode(input_ids, attention_mask, token_type_ids, **options)
+        states, packing, hidden_states, attentions = encoded
+        pooled = None if self.pooler is None else self.pool(states, packing)
+        return EncoderOutput(packing.unpack(states), pooled, hidden_states, attentions)
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Encoded:
+        """The encoder's work, on packed tokens.
+
+        input_ids: [B, S]; or else inputs_embeds: [B, S, D].
+        attention_mask: [B, S], 1 = token, 0 = padding, which may stand anywhere; or [B, S, S], 1 = row may look at
+            column; None: no padding.
+        token_type_ids: [B, S], 0 for the first sentence, 1 for the second; None: 0.
+        position_ids: [B, S] or [1, S]; None: the column.
+        Raises InputError for a shape that does not fit, an id out of range, or a batch longer than the position table.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids [B, S] or inputs_embeds [B, S, D], not both and not neither")
+        words = input_ids if inputs_embeds is None else inputs_embeds
+        packing = self._packing(words, attention_mask, token_type_ids, position_ids)
+        x = self.embeddings(words, token_type_ids, position_ids, packing)  # [T, D]
+        states: list[Tensor] = [x]
+        probs: list[Tensor] | None = [] if output_attentions else None
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                layer = partial(checkpoint, layer, use_reentrant=False)
+            x = layer(x, packing, probs)
+            states.append(x)
+        hidden_states = tuple(packing.unpack(s) for s in states) if output_hidden_states else None
+        return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
+
+    def pool(self, states: Tensor, packing: Packing) -> Tensor:
+        """[T, D] -> [B, D]: tanh of a linear map of each row's first real token"""
+        return torch.tanh(self.pooler(packing.first(states)))
+
+    def _packing(self, words: Tensor, mask: Tensor | None, *companions: Tensor | None) -> Packing:
+        if words.dim() != (3 if words.is_floating_point() else 2):
+            raise InputError(f"input: expected ids [B, S] or vectors [B, S, D], got shape {tuple(words.shape)}")
+        batch, length = words.shape[:2]
+        longest = self.embeddings.position.num_embeddings
+        if length > longest:
+            raise InputError(
+                f"input: {length} tokens in a row, but this model has positions for {longest}; "
+                f"shorten the text, for example with tokenizer(texts, max_length={longest})"
+            )
+        for companion in companions:
+            if companion is not None and tuple(companion.shape) not in ((batch, length), (1, length)):
+                raise InputError(f"expected shape {(batch, length)} as the input has, got {tuple(companion.shape)}")
+        return packing_of(batch, length, mask)

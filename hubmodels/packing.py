@@ -1,0 +1,102 @@
+"""Padded batch <-> packed tokens.
+
+An encoder does the same work for a padding position as for a word. So the real tokens of a batch are packed
+into one list [T, ...] before the first layer and put back into their places after the last one; everything
+between sees real tokens only. Shape letters: see `layers.py`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+class Packing(NamedTuple):
+    """Where the packed tokens of one batch stand.
+
+    batch, length: B and S of the padded batch.
+    indices: [T] position of each packed token in the flattened [B * S] batch; None: nothing is padding, T = B * S.
+    offsets: [B + 1] where each row begins in the packed list (int32, as variable-length kernels take it); None
+        exactly when `indices` is.
+    longest: tokens in the longest row.
+    pairwise: [B, S, S] bool, which token (row) may look at which (column); None: all real tokens of the row.
+    """
+
+    batch: int
+    length: int
+    indices: Tensor | None = None
+    offsets: Tensor | None = None
+    longest: int = 0
+    pairwise: Tensor | None = None
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[B, S, ...] -> [T, ...]"""
+        flat = padded.flatten(0, 1)
+        return flat if self.indices is None else flat[self.indices]
+
+    def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
+        """[T, ...] -> [B, S, ...], padding positions hold `fill`."""
+        shape = (self.batch, self.length, *packed.shape[1:])
+        if self.indices is None:
+            return packed.view(shape)
+        flat = packed.new_full((self.batch * self.length, *packed.shape[1:]), fill)
+        return flat.index_copy(0, self.indices, packed).view(shape)
+
+    def first(self, packed: Tensor) -> Tensor:
+        """[T, D] -> [B, D], each row's first real token ([CLS]); zeros for a row that is all padding."""
+        if self.indices is None:
+            return packed.view(self.batch, self.length, -1)[:, 0]
+        filled = (self.offsets.diff() > 0).nonzero().squeeze(1)
+        begins = self.offsets[filled]
+        return packed.new_zeros(self.batch, packed.shape[1]).index_copy(0, filled, packed[begins])
+
+    def mask(self) -> Tensor | None:
+        """Who may look at whom, broadcastable to [B, 1, S, S] bool; None: everybody at everybody.
+
+        For kernels that want the padded batch. A row of padding looks at everything, so that no softmax is empty.
+        """
+        if self.pairwise is not None:
+            return self.pairwise[:, None]
+        if self.indices is None:
+            return None
+        real = torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.indices.device)
+        real = real.index_fill(0, self.indices, True).view(self.batch, 1, 1, self.length)
+        return real | ~real.any(-1, keepdim=True)
+
+
+@torch.compiler.disable
+def find_padding(attention_mask: Tensor) -> Packing:
+    """[B, S], non-zero for a real token -> the batch's packing.
+
+    Padding may stand anywhere in a row. How many tokens are real is known only when it runs, so this stays outside
+    of what torch.compile traces: one graph break before the first layer, none after it.
+    """
+    batch, length = attention_mask.shape
+    real = attention_mask != 0
+    lengths = real.sum(1, dtype=torch.int32)
+    shortest, longest = (int(n) for n in lengths.aminmax()) if batch else (0, 0)
+    if shortest == length:
+        return Packing(batch, length)
+    offsets = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    return Packing(batch, length, real.flatten().nonzero().squeeze(1), offsets, longest)
+
+
+def packing_of(batch: int, length: int, attention_mask: Tensor | None) -> Packing:
+    """The packing of a [B, S] batch under no mask, a mask [B, S] of real tokens, or a mask [B, S, S] of pairs.
+
+    Under a mask of pairs every position counts as a token: nothing is packed away.
+    Raises InputError if the mask has another shape.
+    """
+    if attention_mask is None:
+        return Packing(batch, length)
+    shape = tuple(attention_mask.shape)
+    if shape == (batch, length):
+        return find_padding(attention_mask)
+    if shape == (batch, length, length):
+        return Packing(batch, length, pairwise=attention_mask != 0)
+    raise InputError(
+        f"attention_mask: expected shape {(batch, length)} (1 = token, 0 = padding) or {(batch, length, length)} "
+        f"(1 = row may look at column), got {shape}"
+    )

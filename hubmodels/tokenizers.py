@@ -1,0 +1,214 @@
+"""Text -> tensors, on the `tokenizers` library.
+
+WordPiece as BERT uses it: Wu et al. 2016; google-research/bert, tokenization.py. Ids equal those of transformers'
+BertTokenizer.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError, HubModelsError, InputError
+
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def _library():
+    try:
+        import tokenizers
+    except ModuleNotFoundError as error:
+        raise HubModelsError("the tokenizers need the package 'tokenizers': pip install tokenizers") from error
+    return tokenizers
+
+
+class WordPieceTokenizer:
+    """BERT's tokenizer: `tokenizer(texts, pairs) -> {"input_ids", "attention_mask", "token_type_ids"}`.
+
+    Build it with `from_vocab` or `from_json`. `inner` is the `tokenizers.Tokenizer` that does the work.
+    """
+
+    def __init__(self, inner: Any, source: str = "tokenizer"):
+        self.inner = inner
+        self._ids = {name: inner.token_to_id(token) for name, token in SPECIAL.items()}
+        missing = [SPECIAL[name] for name, i in self._ids.items() if i is None]
+        if missing:
+            raise CheckpointError(
+                f"{source}: the vocabulary lacks {', '.join(missing)}; BERT needs {list(SPECIAL.values())}"
+            )
+        inner.no_truncation()
+        inner.no_padding()
+
+    @classmethod
+    def from_vocab(
+        cls, path: str | Path, *, lower_case: bool = True, strip_accents: bool | None = None, split_chinese: bool = True
+    ) -> "WordPieceTokenizer":
+        """Read vocab.txt, one token a line; a token's id is its line, counted from 0.
+
+        lower_case: as the vocabulary was made. strip_accents: None follows lower_case. split_chinese: each Chinese
+        character is a word.
+        """
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        vocab = {token.removesuffix("\r"): i for i, token in enumerate(lines)}
+        return cls(_word_piece(vocab, lower_case, strip_accents, split_chinese, str(path)), str(path))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "WordPieceTokenizer":
+        """Read tokenizer.json, the `tokenizers` library's own file."""
+        try:
+            return cls(_library().Tokenizer.from_file(str(path)), str(path))
+        except HubModelsError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        pairs: str | Sequence[str] | None = None,
+        max_length: int | None = None,
+        *,
+        offsets: bool = False,
+    ) -> dict[str, Tensor]:
+        """One text or several -> ids, mask (1 = token, 0 = padding) and token types, each [B, S], padded on the right.
+
+        pairs: the second text of each pair. max_length: tokens to keep of each row, [CLS] and [SEP] included, the
+        longer text of a pair shortened first; None keeps all. offsets: add `offset_mapping` [B, S, 2], where each
+        token stands in its text, in characters (0, 0 for special tokens).
+        Raises InputError for anything but text.
+        """
+        first = _texts("texts", texts)
+        second = None if pairs is None else _texts("pairs", pairs)
+        if second is not None and len(second) != len(first):
+            raise InputError(f"pairs: expected {len(first)}, one for each text, got {len(second)}")
+        rows = self._encode(first, second, max_length)
+        tensors = {
+            "input_ids": _padded([row.ids for row in rows], self.pad_token_id),
+            "attention_mask": _padded([[1] * len(row) for row in rows], 0),
+            "token_type_ids": _padded([row.type_ids for row in rows], 0),
+        }
+        if offsets:
+            tensors["offset_mapping"] = _padded([row.offsets for row in rows], (0, 0))
+        return tensors
+
+    def _encode(self, first: list[str], second: list[str] | None, max_length: int | None) -> list[Any]:
+        if not first:
+            raise InputError("texts: expected at least one text, got an empty list")
+        smallest = 2 if second is None else 3
+        if max_length is None:
+            self.inner.no_truncation()
+        elif max_length < smallest:
+            raise InputError(f"max_length = {max_length}: expected at least {smallest}, the special tokens alone")
+        else:
+            self.inner.enable_truncation(max_length)
+        return self.inner.encode_batch(first if second is None else list(zip(first, second, strict=True)))
+
+    def decode(self, ids: Tensor | Iterable[int], skip_special_tokens: bool = True) -> str:
+        """[S] -> text"""
+        return self.inner.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def tokens(self, ids: Tensor | Iterable[int]) -> list[str]:
+        """[S] -> the vocabulary's entries, ## and all"""
+        return [self.inner.id_to_token(int(i)) for i in ids]
+
+    def save(self, path: str | Path) -> None:
+        """Write tokenizer.json."""
+        self.inner.no_truncation()
+        self.inner.save(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.get_vocab_size()
+
+    @property
+    def mask_token(self) -> str:
+        return SPECIAL["mask_token"]
+
+    @property
+    def mask_token_id(self) -> int:
+        return self._ids["mask_token"]
+
+    @property
+    def pad_token_id(self) -> int:
+        return self._ids["pad_token"]
+
+    @property
+    def cls_token_id(self) -> int:
+        return self._ids["cls_token"]
+
+    @property
+    def sep_token_id(self) -> int:
+        return self._ids["sep_token"]
+
+    @property
+    def unk_token_id(self) -> int:
+        return self._ids["unk_token"]
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"json": self.inner.to_str()}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.__init__(_library().Tokenizer.from_str(state["json"]))
+
+
+def train_word_piece(texts: Iterable[str], size: int, *, lower_case: bool = True) -> WordPieceTokenizer:
+    """A vocabulary of `size` tokens made from `texts`."""
+    library = _library()
+    inner = _word_piece(
+        {token: i for i, token in enumerate(SPECIAL.values())}, lower_case, None, True, "new vocabulary"
+    )
+    trainer = library.trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=list(SPECIAL.values()), continuing_subword_prefix="##", show_progress=False
+    )
+    inner.train_from_iterator(texts, trainer)
+    # The trainer leaves its own model behind: put the vocabulary it found into one with our limits.
+    return WordPieceTokenizer(_word_piece(inner.get_vocab(), lower_case, None, True, "new vocabulary"))
+
+
+def _word_piece(vocab: dict[str, int], lower_case: bool, strip_accents: bool | None, split_chinese: bool, source: str):
+    library = _library()
+    missing = [token for token in SPECIAL.values() if token not in vocab]
+    if missing:
+        raise CheckpointError(
+            f"{source}: the vocabulary lacks {', '.join(missing)}; BERT needs {list(SPECIAL.values())}"
+        )
+    inner = library.Tokenizer(
+        library.models.WordPiece(vocab, unk_token=SPECIAL["unk_token"], max_input_chars_per_word=100)
+    )
+    inner.add_special_tokens(list(SPECIAL.values()))
+    inner.normalizer = library.normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip_accents, lowercase=lower_case
+    )
+    inner.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    cls_token, sep_token = SPECIAL["cls_token"], SPECIAL["sep_token"]
+    inner.post_processor = library.processors.TemplateProcessing(
+        single=f"{cls_token} $A {sep_token}",
+        pair=f"{cls_token} $A {sep_token} $B:1 {sep_token}:1",
+        special_tokens=[(cls_token, vocab[cls_token]), (sep_token, vocab[sep_token])],
+    )
+    inner.decoder = library.decoders.WordPiece(prefix="##")
+    return inner
+
+
+def _padded(rows: list[list[Any]], fill: Any) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+
+def _texts(name: str, texts: str | Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise InputError(f"{name}: expected a str or a list of str, got {type(texts).__name__}")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{name}[{position}]: expected a str, got {type(text).__name__}")
+    return list(texts)

