@@ -5,8 +5,8 @@ import sys as _sys
 
 dependencies = ["torch", "huggingface_hub", "safetensors"]
 
-# torch.hub has this directory on sys.path only while it runs, and Python keeps what was imported. So a second tag in one
-# process would silently run the first one's code, and a worker process could not unpickle a model. Here another
+# torch.hub has this directory on sys.path only while it runs, and Python keeps what was imported. So a second tag in
+# one process would silently run the first one's code, and a worker process could not unpickle a model. Here another
 # version's modules make way (its models go on working), and this directory stays on the path: at the end, or before
 # the version it replaces.
 _HERE = _os.path.dirname(_os.path.abspath(__file__))

@@ -2,30 +2,8 @@
 
 __version__ = "0.1.0"
 
-from .hub import (
-    bertForMaskedLM,
-    bertForMultipleChoice,
-    bertForNextSentencePrediction,
-    bertForPreTraining,
-    bertForQuestionAnswering,
-    bertForSequenceClassification,
-    bertForTokenClassification,
-    bertModel,
-    bertTokenizer,
-    catalog,
-)
+from . import hub
+from .hub import *  # noqa: F403
 from .loading import export
 
-__all__ = [
-    "bertForMaskedLM",
-    "bertForMultipleChoice",
-    "bertForNextSentencePrediction",
-    "bertForPreTraining",
-    "bertForQuestionAnswering",
-    "bertForSequenceClassification",
-    "bertForTokenClassification",
-    "bertModel",
-    "bertTokenizer",
-    "catalog",
-    "export",
-]
+__all__ = [*hub.__all__, "export"]

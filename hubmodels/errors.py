@@ -1,4 +1,4 @@
-"""The errors of this package. Each says what failed, what was expected and found, in which file, and what to do next."""
+"""The errors of this package. Each says what failed, what was expected and found, where, and what to do next."""
 
 
 class HubModelsError(Exception):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .errors import InputError
-from .layers import ACTIVATIONS, Encoder, EncoderOptions, LayerNorm, Linear, check_ids
+from .layers import ACTIVATIONS, Encoded, Encoder, EncoderOptions, LayerNorm, Linear, check_ids
 
 IGNORED = -100  # the label that says: no label here
 
@@ -51,6 +51,7 @@ class Model(nn.Module):
     """An encoder and something on it. `own_parts`: modules a base checkpoint lacks and that may start fresh."""
 
     own_parts: ClassVar[tuple[str, ...]] = ()
+    provenance: Any  # set by loading: its `Provenance`
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -74,6 +75,28 @@ class Model(nn.Module):
         self.encoder.gradient_checkpointing = enabled
 
 
+class LogitsModel(Model):
+    """A model with one kind of logits: what `answer` makes of the encoder's states."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **options: Unpack[EncoderOptions],
+    ) -> LogitsOutput:
+        """Inputs and options as for `Encoder.encode`; shapes of labels and logits as the class says."""
+        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
+        loss, logits = self.answer(encoded, labels)
+        return LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Loss, if there are labels, and logits."""
+        raise TypeError(f"{type(self).__name__} does not say what it answers")
+
+
 class WordPrediction(nn.Module):
     """States -> a score for every word. The output matrix is the word table itself, handed in, not a tied copy.
 
@@ -91,22 +114,25 @@ class WordPrediction(nn.Module):
         """[T, D], [V, D] -> [T, V]"""
         return F.linear(self.norm(ACTIVATIONS[self.activation](self.dense(states))), table, self.bias)
 
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[M, N], [M] -> mean over the labelled rows; 0 where none is labelled (the reference's mean of nothing is NaN)."""
-    labelled = labels != IGNORED
-    check_ids("labels", labels[labelled], logits.shape[-1], "the head")
-    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / labelled.sum().clamp(min=1)
-
-
-def check_labels(name: str, labels: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise InputError unless `labels` has the shape that the head needs."""
-    if tuple(labels.shape) != tuple(shape):
-        raise InputError(f"{name}: expected shape {tuple(shape)}, got {tuple(labels.shape)}")
+    def predict(self, encoded: Encoded, table: Tensor, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Loss and logits: all positions [B, S, V] without labels [B, S], the labelled ones [M, V] with them."""
+        states, packing = encoded.states, encoded.packing
+        if labels is None:
+            return None, packing.unpack(self(states, table))
+        check_labels("labels", labels, (packing.batch, packing.length))
+        labels = packing.pack(labels)  # [T]
+        chosen = (labels != IGNORED).nonzero().squeeze(1)  # [M]
+        logits = self(states[chosen], table)
+        return cross_entropy(logits, labels[chosen]), logits
 
 
-class MaskedLM(Model):
-    """Fill in masked words. Adds `head`."""
+class MaskedLM(LogitsModel):
+    """Fill in masked words. Adds `head`.
+
+    Without labels: logits [B, S, V], zeros at padding. labels: [B, S], the word to predict, -100 where none; labels at
+    padding count as -100. With labels only labelled positions are projected on the vocabulary: logits [M, V], for the M
+    labelled positions in reading order.
+    """
 
     own_parts = ("head",)
 
@@ -114,37 +140,15 @@ class MaskedLM(Model):
         super().__init__(encoder)
         self.head = head
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **options: Unpack[EncoderOptions],
-    ) -> LogitsOutput:
-        """Without labels: logits [B, S, V], zeros at padding.
-
-        labels: [B, S], the word to predict, -100 where none; labels at padding count as -100. Only labelled positions
-        are projected on the vocabulary: logits [M, V], M labelled positions in reading order.
-        """
-        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
-        loss, logits = self._predict(encoded.states, encoded.packing, labels)
-        return LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-
-    def _predict(self, states, packing, labels):
-        table = self.encoder.embeddings.word.weight
-        if labels is None:
-            return None, packing.unpack(self.head(states, table))
-        check_labels("labels", labels, (packing.batch, packing.length))
-        labels = packing.pack(labels)
-        chosen = (labels != IGNORED).nonzero().squeeze(1)  # [M]
-        logits = self.head(states[chosen], table)
-        return cross_entropy(logits, labels[chosen]), logits
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return self.head.predict(encoded, self.encoder.embeddings.word.weight, labels)
 
 
-class NextSentencePrediction(Model):
-    """Does the second sentence follow the first? Adds `next_sentence`. Class 0: it does; 1: it is a random one."""
+class NextSentencePrediction(LogitsModel):
+    """Does the second sentence follow the first? Adds `next_sentence`.
+
+    logits [B, 2]; labels [B]: 0, it does; 1, it is a random one.
+    """
 
     own_parts = ("pooler", "next_sentence")
 
@@ -152,29 +156,18 @@ class NextSentencePrediction(Model):
         super().__init__(encoder)
         self.next_sentence = Linear(size, 2)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **options: Unpack[EncoderOptions],
-    ) -> LogitsOutput:
-        """logits [B, 2]; labels [B], 0 = is next, 1 = is random"""
-        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
-        logits = self.next_sentence(self.encoder.pool(encoded.states, encoded.packing))
-        loss = None if labels is None else sequence_loss(logits, labels)
-        return LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return sequence_loss(self.next_sentence(self.encoder.pool(encoded.states, encoded.packing)), labels)
 
 
-class PreTraining(MaskedLM):
+class PreTraining(Model):
     """Both tasks of BERT's pretraining. Adds `head` and `next_sentence`."""
 
     own_parts = ("pooler", "head", "next_sentence")
 
     def __init__(self, encoder: Encoder, head: WordPrediction, size: int):
-        super().__init__(encoder, head)
+        super().__init__(encoder)
+        self.head = head
         self.next_sentence = Linear(size, 2)
 
     def forward(
@@ -187,31 +180,21 @@ class PreTraining(MaskedLM):
         next_sentence_label: Tensor | None = None,
         **options: Unpack[EncoderOptions],
     ) -> PreTrainingOutput:
-        """labels as for `MaskedLM`, next_sentence_label [B] as for `NextSentencePrediction`; the losses are summed."""
+        """labels as for `MaskedLM`, next_sentence_label [B] as for `NextSentencePrediction`; losses are summed."""
         encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
-        loss, words = self._predict(encoded.states, encoded.packing, labels)
-        relation = self.next_sentence(self.encoder.pool(encoded.states, encoded.packing))
-        if next_sentence_label is not None:
-            follows = sequence_loss(relation, next_sentence_label)
-            loss = follows if loss is None else loss + follows
-        return PreTrainingOutput(loss, words, relation, encoded.hidden_states, encoded.attentions)
+        loss, words = self.head.predict(encoded, self.encoder.embeddings.word.weight, labels)
+        pooled = self.encoder.pool(encoded.states, encoded.packing)
+        follows, relation = sequence_loss(self.next_sentence(pooled), next_sentence_label)
+        losses = [part for part in (loss, follows) if part is not None]
+        total = torch.stack(losses).sum() if losses else None
+        return PreTrainingOutput(total, words, relation, encoded.hidden_states, encoded.attentions)
 
 
-def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits [B, N]. N = 1: regression on labels [B]; float labels [B, N]: one yes or no per class; else a class [B]."""
-    batch, classes = logits.shape
-    if classes == 1:
-        check_labels("labels (num_labels=1: regression)", labels.view(-1), (batch,))
-        return F.mse_loss(logits.view(-1), labels.view(-1).to(logits.dtype))
-    if labels.is_floating_point():
-        check_labels("labels (float: a yes or no per class)", labels, (batch, classes))
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    check_labels("labels", labels.view(-1), (batch,))
-    return cross_entropy(logits, labels.view(-1))
+class SequenceClassification(LogitsModel):
+    """One answer per text or pair of texts. Adds `classifier` on the pooled first token.
 
-
-class SequenceClassification(Model):
-    """One answer per text or pair of texts. Adds `classifier` on the pooled first token."""
+    logits [B, N]. labels: a class [B]; floats [B, N], a yes or no per class; floats [B] if N = 1, regression.
+    """
 
     own_parts = ("pooler", "classifier")
 
@@ -220,31 +203,20 @@ class SequenceClassification(Model):
         self.dropout = nn.Dropout(dropout)
         self.classifier = Linear(size, num_labels)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **options: Unpack[EncoderOptions],
-    ) -> LogitsOutput:
-        """logits [B, N]; labels: class [B], or floats [B, N] for several classes at once, or floats [B] if N = 1"""
-        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
-        logits = self.classifier(self.dropout(self.encoder.pool(encoded.states, encoded.packing)))
-        loss = None if labels is None else sequence_loss(logits, labels)
-        return LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        pooled = self.encoder.pool(encoded.states, encoded.packing)
+        return sequence_loss(self.classifier(self.dropout(pooled)), labels)
 
 
-class MultipleChoice(Model):
-    """Which of C candidates? Adds `classifier`, which scores each."""
+class MultipleChoice(SequenceClassification):
+    """Which of C candidates? A classifier with one output scores each.
 
-    own_parts = ("pooler", "classifier")
+    Inputs have one dimension more, [B, C, S]; so inputs_embeds is [B, C, S, D]. logits [B, C]; labels [B], the right
+    candidate. hidden_states and attentions come back for the B * C rows.
+    """
 
     def __init__(self, encoder: Encoder, size: int, dropout: float):
-        super().__init__(encoder)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = Linear(size, 1)
+        super().__init__(encoder, size, 1, dropout)
 
     def forward(
         self,
@@ -253,23 +225,22 @@ class MultipleChoice(Model):
         token_type_ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         **options: Unpack[EncoderOptions],
     ) -> LogitsOutput:
-        """input_ids and its companions [B, C, S], inputs_embeds [B, C, S, D]; logits [B, C]; labels [B], the right one
-
-        hidden_states and attentions come back for the B * C rows.
-        """
-        words = input_ids if input_ids is not None else inputs_embeds
+        """Inputs and options as for `Encoder.encode`, with a dimension of candidates after the batch."""
+        words = input_ids if input_ids is not None else options.get("inputs_embeds")
         if words is None or words.dim() != (4 if words.is_floating_point() else 3):
             got = None if words is None else tuple(words.shape)
             raise InputError(f"input: expected ids [batch, choices, length] or vectors with one more, got shape {got}")
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        ids, mask, types, positions, vectors = (None if t is None else t.flatten(0, 1) for t in inputs)
-        encoded = self.encoder.encode(ids, mask, types, position_ids=positions, inputs_embeds=vectors, **options)
-        scores = self.classifier(self.dropout(self.encoder.pool(encoded.states, encoded.packing)))
-        logits = scores.view(words.shape[:2])
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            **options,
+        }
+        rows: dict[str, Any] = {name: x.flatten(0, 1) if isinstance(x, Tensor) else x for name, x in inputs.items()}
+        encoded = self.encoder.encode(**rows)
+        logits = self.answer(encoded, None)[1].view(words.shape[:2])
         loss = None
         if labels is not None:
             check_labels("labels", labels, logits.shape[:1])
@@ -277,8 +248,8 @@ class MultipleChoice(Model):
         return LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
-class TokenClassification(Model):
-    """One answer per token. Adds `classifier`."""
+class TokenClassification(LogitsModel):
+    """One answer per token. Adds `classifier`. logits [B, S, N], zeros at padding; labels [B, S], -100 where none."""
 
     own_parts = ("classifier",)
 
@@ -287,24 +258,13 @@ class TokenClassification(Model):
         self.dropout = nn.Dropout(dropout)
         self.classifier = Linear(size, num_labels)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **options: Unpack[EncoderOptions],
-    ) -> LogitsOutput:
-        """logits [B, S, N], zeros at padding; labels [B, S], -100 where none"""
-        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         packing = encoded.packing
         logits = self.classifier(self.dropout(encoded.states))  # [T, N]
-        loss = None
-        if labels is not None:
-            check_labels("labels", labels, (packing.batch, packing.length))
-            loss = cross_entropy(logits, packing.pack(labels))
-        return LogitsOutput(loss, packing.unpack(logits), encoded.hidden_states, encoded.attentions)
+        if labels is None:
+            return None, packing.unpack(logits)
+        check_labels("labels", labels, (packing.batch, packing.length))
+        return cross_entropy(logits, packing.pack(labels)), packing.unpack(logits)
 
 
 class QuestionAnswering(Model):
@@ -342,7 +302,35 @@ class QuestionAnswering(Model):
     @staticmethod
     def _loss(logits: Tensor, positions: Tensor) -> Tensor:
         batch, length = logits.shape
-        check_labels("start_positions and end_positions", positions.view(-1), (batch,))
-        positions = positions.view(-1).clamp(0, length)
+        check_labels("start_positions and end_positions", positions.flatten(), (batch,))
+        positions = positions.flatten().clamp(0, length)
         at_padding = F.pad(logits, (0, 1)).gather(1, positions[:, None])[:, 0] == torch.finfo(logits.dtype).min
         return cross_entropy(logits, positions.masked_fill((positions == length) | at_padding, IGNORED))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[M, N], [M] -> mean over the labelled rows; 0 where none is labelled (the reference's mean of nothing is NaN)."""
+    labelled = labels != IGNORED
+    check_ids("labels", labels.masked_fill(~labelled, 0), logits.shape[-1], "the head")
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / labelled.sum().clamp(min=1)
+
+
+def check_labels(name: str, labels: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise InputError unless `labels` has the shape that the head needs."""
+    if tuple(labels.shape) != tuple(shape):
+        raise InputError(f"{name}: expected shape {tuple(shape)}, got {tuple(labels.shape)}")
+
+
+def sequence_loss(logits: Tensor, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """Loss and logits [B, N]. N = 1: regression on labels [B]; float labels [B, N]: a yes or no per class; else [B]."""
+    batch, classes = logits.shape
+    if labels is None:
+        return None, logits
+    if classes == 1:
+        check_labels("labels (num_labels=1: regression)", labels.flatten(), (batch,))
+        return F.mse_loss(logits.flatten(), labels.flatten().to(logits.dtype)), logits
+    if labels.is_floating_point():
+        check_labels("labels (float: a yes or no per class)", labels, (batch, classes))
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)), logits
+    check_labels("labels", labels.flatten(), (batch,))
+    return cross_entropy(logits, labels.flatten()), logits

@@ -11,6 +11,7 @@ Shapes, here and in every other file:
 import zlib
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -171,7 +172,7 @@ def explicit_attention(
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:
-    """torch's fused attention over [B, S]: the best there is when nothing is padding, the fallback when something is."""
+    """torch's fused attention over [B, S]: best where nothing is padding, the fallback where something is."""
     q, k, v = (packing.unpack(t).transpose(1, 2) for t in (q, k, v))  # [B, H, S, K]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.mask(), dropout_p=dropout)
     return packing.pack(out.transpose(1, 2))
@@ -181,7 +182,8 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
     """Variable-length flash attention, CUDA, half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(q, k, v, packing.offsets, packing.offsets, packing.longest, packing.longest)
+    offsets: Any = packing.offsets
+    return varlen_attn(q, k, v, offsets, offsets, packing.longest, packing.longest)  # type: ignore[return-value]
 
 
 # On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask,
@@ -194,8 +196,8 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 def _runs(offsets: Tensor) -> list[tuple[int, int, int, int]]:
     """[B + 1] -> (begin, end, rows, length) of each run of rows of one length; empty rows are left out."""
-    bounds, runs = offsets.tolist(), []
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    runs: list[tuple[int, int, int, int]] = []
+    for begin, end in pairwise(offsets.tolist()):
         if runs and runs[-1][3] == end - begin:
             runs[-1] = (runs[-1][0], end, runs[-1][2] + 1, end - begin)
         elif end > begin:
@@ -225,12 +227,12 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[
 def _ragged_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for run in _runs(offsets):
         parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, False)
-        for whole, part in zip(grads, parts, strict=True):
+        for whole, part in zip((dq, dk, dv), parts, strict=True):
             _rows(whole, run).copy_(part)
-    return grads
+    return dq, dk, dv
 
 
 @ragged_attention.register_fake
@@ -322,8 +324,10 @@ class Encoder(nn.Module):
     """
 
     family: ClassVar[Any]  # set by the family: its `checkpoint.config.Family`
+    own_parts: ClassVar[tuple[str, ...]] = ("pooler",)  # may be missing from a checkpoint, and then starts anew
+    provenance: Any  # set by loading: its `Provenance`
 
-    def __init__(self, config: Any, embeddings: nn.Module, layers: list[nn.Module], pooler: nn.Module | None):
+    def __init__(self, config: Any, embeddings: Embeddings, layers: list[PostNormBlock], pooler: Linear | None):
         super().__init__()
         self.config = config
         self.embeddings = embeddings
@@ -364,23 +368,26 @@ class Encoder(nn.Module):
         position_ids: [B, S] or [1, S]; None: the column.
         Raises InputError for a shape that does not fit, an id out of range, or a batch longer than the position table.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give either input_ids [B, S] or inputs_embeds [B, S, D], not both and not neither")
         words = input_ids if inputs_embeds is None else inputs_embeds
+        if words is None or (input_ids is not None and inputs_embeds is not None):
+            raise InputError("give either input_ids [B, S] or inputs_embeds [B, S, D], not both and not neither")
         packing = self._packing(words, attention_mask, token_type_ids, position_ids)
         x = self.embeddings(words, token_type_ids, position_ids, packing)  # [T, D]
         states: list[Tensor] = [x]
         probs: list[Tensor] | None = [] if output_attentions else None
         for layer in self.layers:
+            run: Callable[..., Tensor] = layer
             if self.gradient_checkpointing and self.training:
-                layer = partial(checkpoint, layer, use_reentrant=False)
-            x = layer(x, packing, probs)
+                run = partial(checkpoint, layer, use_reentrant=False)
+            x = run(x, packing, probs)
             states.append(x)
         hidden_states = tuple(packing.unpack(s) for s in states) if output_hidden_states else None
         return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
 
     def pool(self, states: Tensor, packing: Packing) -> Tensor:
         """[T, D] -> [B, D]: tanh of a linear map of each row's first real token"""
+        if self.pooler is None:
+            raise InputError("this encoder was built without a pooler")
         return torch.tanh(self.pooler(packing.first(states)))
 
     def _packing(self, words: Tensor, mask: Tensor | None, *companions: Tensor | None) -> Packing:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from typing_extensions import TypedDict, Unpack
 
 from . import catalog, store
@@ -24,10 +23,12 @@ from .checkpoint.dialects import translate
 from .checkpoint.keymap import Entry, Report
 from .checkpoint.readers import read_checkpoint
 from .errors import CatalogError, CheckpointError, ConfigError, InputError
-from .layers import initialise
+from .heads import Model
+from .layers import Encoder, initialise
 from .tokenizers import WordPieceTokenizer
 
-M = TypeVar("M", bound=nn.Module)
+AnyModel = Encoder | Model
+M = TypeVar("M", bound=AnyModel)
 _LOCAL_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -44,6 +45,7 @@ class ModelOptions(TypedDict, total=False):
     hidden_act: str
     hidden_dropout_prob: float
     attention_probs_dropout_prob: float
+    classifier_dropout: float | None
     layer_norm_eps: float
     initializer_range: float
 
@@ -87,18 +89,20 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a name or path stands for. published: config.json's content, read from `config_source`."""
+    """What a name or path stands for. published: config.json's content, read from `config_source`.
+
+    origin: the manifest's record, or the local weights file.
+    """
 
     weights: str
     published: Mapping[str, Any]
     config_source: str
-    record: catalog.Record | None = None
-    path: Path | None = None
+    origin: catalog.Record | Path
 
     def weights_file(self, cache_dir: str | Path | None, progress: bool) -> UsedFile:
-        if self.record is None:
-            return UsedFile(self.path)
-        file = self.record.weights
+        if isinstance(self.origin, Path):
+            return UsedFile(self.origin)
+        file = self.origin.weights
         path = store.fetch(file, cache_dir=cache_dir, progress=progress)
         return UsedFile(path, None if file.is_embedded else file.source, file.revision, file.sha256)
 
@@ -123,7 +127,7 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
             f"unknown option {', '.join(unknown)}; options are {', '.join(sorted(ModelOptions.__optional_keys__))}"
         )
     checkpoint = find_checkpoint(weights, family)
-    model = _build(cls, family, checkpoint, options)
+    model: M = _build(cls, family, checkpoint, options)
     device, dtype = options.get("device"), options.get("dtype") or torch.float32
     if options.get("pretrained", True):
         used = checkpoint.weights_file(options.get("cache_dir"), options.get("progress", True))
@@ -137,13 +141,14 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
             Entry(n, None, "new", tuple(p.shape), str(p.dtype), "pretrained=False") for n, p in model.named_parameters()
         ]
         model.provenance = Provenance(f"{checkpoint.weights}, not pretrained", (), None, Report(tuple(new)))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def load_tokenizer(
     weights: str | Path, *, progress: bool = True, cache_dir: str | Path | None = None
 ) -> WordPieceTokenizer:
-    """The tokenizer of a checkpoint: a name of the manifest, a directory with vocab.txt or tokenizer.json, or such a file.
+    """The tokenizer of a checkpoint: a name of the manifest, a directory with vocab.txt or tokenizer.json, or the file.
 
     A directory's tokenizer_config.json decides how vocab.txt is used. Raises CatalogError, StoreError, CheckpointError.
     """
@@ -163,10 +168,10 @@ def find_checkpoint(weights: str | Path, family: Family) -> Checkpoint:
     record = catalog.lookup(str(weights))
     if record.family != family.name:
         raise CatalogError(f"{record.name} is a {record.family} checkpoint; this entry point loads {family.name}")
-    return Checkpoint(record.name, record.config, f"manifest entry {record.name}", record=record)
+    return Checkpoint(record.name, record.config, f"manifest entry {record.name}", record)
 
 
-def export(model: nn.Module, directory: str | Path, tokenizer: WordPieceTokenizer | None = None) -> Path:
+def export(model: AnyModel, directory: str | Path, tokenizer: WordPieceTokenizer | None = None) -> Path:
     """Write config.json, model.safetensors and, if given, tokenizer.json, under Hugging Face's names.
 
     What is read back is bit-equal. Each file appears whole or not at all. Returns the directory.
@@ -178,9 +183,9 @@ def export(model: nn.Module, directory: str | Path, tokenizer: WordPieceTokenize
     name = type(model).__name__
     config = {"architectures": [name], **model.config.to_published()}
     if _takes_num_labels(type(model)):
-        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(model.classifier.out_features)}
-    is_base = not hasattr(model, "encoder")
-    tensors = {k: t.contiguous().cpu() for k, t in model.family.keys.dump(model.state_dict(), not is_base).items()}
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(model.get_parameter("classifier.bias")))}
+    state = model.family.keys.dump(model.state_dict(), prefixed=isinstance(model, Model))
+    tensors = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
     _write(directory / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
     if tokenizer is not None:
         _write(directory / "tokenizer.json", tokenizer.save)
@@ -188,9 +193,9 @@ def export(model: nn.Module, directory: str | Path, tokenizer: WordPieceTokenize
     return directory
 
 
-def _build(cls: type[M], family: Family, checkpoint: Checkpoint, options: ModelOptions) -> M:
+def _build(cls: Any, family: Family, checkpoint: Checkpoint, options: ModelOptions) -> Any:
     """The model, its parameters without values."""
-    adjusted = {key: options[key] for key in family.config.ADJUSTABLE if key in options}
+    adjusted = {key: value for key, value in options.items() if key in family.config.ADJUSTABLE}
     config = family.config.from_published(checkpoint.published, checkpoint.config_source)
     config = dataclasses.replace(config, **adjusted)
     num_labels = options.get("num_labels")
@@ -205,11 +210,11 @@ def _build(cls: type[M], family: Family, checkpoint: Checkpoint, options: ModelO
     return cls(config, num_labels=count)
 
 
-def _takes_num_labels(cls: type[nn.Module]) -> bool:
+def _takes_num_labels(cls: type) -> bool:
     return "num_labels" in inspect.signature(cls).parameters
 
 
-def _fill(model, family: Family, used: UsedFile, head_seed: int | None, device, dtype) -> tuple[str, Report]:
+def _fill(model: AnyModel, family: Family, used: UsedFile, head_seed: int | None, device, dtype) -> tuple[str, Report]:
     """Put the file's tensors into the model. Returns the file's dialect and the account."""
     tensors, dialect = translate(read_checkpoint(used.path), str(used.path))
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -259,7 +264,7 @@ def _local_checkpoint(path: Path) -> Checkpoint:
         if not found:
             raise CheckpointError(f"{path}: expected {' or '.join(_LOCAL_WEIGHTS)} beside config.json, found neither")
         path = found[0]
-    return Checkpoint(str(path), published, str(config), path=path)
+    return Checkpoint(str(path), published, str(config), path)
 
 
 def _local_tokenizer(path: Path) -> WordPieceTokenizer:
@@ -303,6 +308,7 @@ def _write(path: Path, write) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         write(partial)
+        partial.chmod(0o644)  # safetensors makes its files readable by their owner alone
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ class Packing(NamedTuple):
 
     def first(self, packed: Tensor) -> Tensor:
         """[T, D] -> [B, D], each row's first real token ([CLS]); zeros for a row that is all padding."""
-        if self.indices is None:
+        if self.offsets is None:
             return packed.view(self.batch, self.length, -1)[:, 0]
         filled = (self.offsets.diff() > 0).nonzero().squeeze(1)
         begins = self.offsets[filled]

@@ -59,7 +59,7 @@ def _from_hugging_face(file: File, cache_dir: str | Path | None, progress: bool)
     from huggingface_hub import constants, hf_hub_download
 
     root = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    path = root / f"models--{file.source.replace('/', '--')}" / "snapshots" / file.revision / file.filename
+    path = root / f"models--{file.source.replace('/', '--')}" / "snapshots" / str(file.revision) / file.filename
     if path.is_file():
         return path
     try:

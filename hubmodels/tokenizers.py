@@ -156,7 +156,7 @@ class WordPieceTokenizer:
         return {"json": self.inner.to_str()}
 
     def __setstate__(self, state: dict[str, str]) -> None:
-        self.__init__(_library().Tokenizer.from_str(state["json"]))
+        self.__dict__ = WordPieceTokenizer(_library().Tokenizer.from_str(state["json"])).__dict__
 
 
 def train_word_piece(texts: Iterable[str], size: int, *, lower_case: bool = True) -> WordPieceTokenizer:

@@ -2,17 +2,25 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from ..errors import ConfigError
 from .keymap import KeyMap
 
 # Keys that say nothing about the forward pass: origin, training, generation, and the labels' names.
-_SILENT = frozenset(
-    ["_name_or_path", "architectures", "attn_implementation", "_attn_implementation_autoset", "classifier_dropout", "directionality", "dtype", "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "language", "model_type", "name", "num_labels", "output_attentions", "output_hidden_states", "output_past", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "problem_type", "return_dict", "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version", "use_cache", "vocab_file", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"]
+_SILENT = set(
+    """
+    _name_or_path architectures attn_implementation _attn_implementation_autoset directionality
+    dtype finetuning_task gradient_checkpointing id2label label2id language model_type name num_labels
+    output_attentions output_hidden_states output_past pooler_fc_size pooler_num_attention_heads
+    pooler_num_fc_layers pooler_size_per_head pooler_type problem_type return_dict tie_word_embeddings
+    tokenizer_class torch_dtype transformers_version use_cache vocab_file bos_token_id eos_token_id sep_token_id
+    cls_token_id mask_token_id
+    """.split()  # noqa: SIM905
 )
 
 
+@dataclasses.dataclass(frozen=True)
 class FamilyConfig:
     """Base of the families' frozen dataclasses.
 
@@ -22,10 +30,10 @@ class FamilyConfig:
     ADJUSTABLE: our fields that a user may set for a published checkpoint: they change no tensor's shape.
     """
 
-    MODEL_TYPE: str
-    FIXED: Mapping[str, Any] = {}
-    CHOICES: Mapping[str, tuple[Any, ...]] = {}
-    ADJUSTABLE: tuple[str, ...] = ()
+    MODEL_TYPE: ClassVar[str]
+    FIXED: ClassVar[Mapping[str, Any]] = {}
+    CHOICES: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    ADJUSTABLE: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_published(cls, published: Mapping[str, Any], source: str) -> Self:
@@ -60,13 +68,13 @@ class FamilyConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            wanted = field.type if isinstance(field.type, type) else type(field.default)
-            number = wanted is float and isinstance(value, int) and not isinstance(value, bool)
-            if not (isinstance(value, wanted) or number) or isinstance(value, bool) != (wanted is bool):
-                raise ConfigError(f"{field.name} = {value!r}: expected {wanted.__name__}")
-            if wanted is int and value < (0 if field.name.endswith("_id") else 1):
+            kind: Any = field.type
+            fits = isinstance(value, kind) or (isinstance(value, int) and isinstance(0.5, kind))
+            if not fits or isinstance(value, bool) != (kind is bool):
+                raise ConfigError(f"{field.name} = {value!r}: expected {getattr(kind, '__name__', kind)}")
+            if kind is int and value < (0 if field.name.endswith("_id") else 1):
                 raise ConfigError(f"{field.name} = {value}: expected a positive number")
-            if field.name.endswith("_prob") and not 0 <= value < 1:
+            if field.name.endswith(("_prob", "_dropout")) and not 0 <= (value or 0) < 1:
                 raise ConfigError(f"{field.name} = {value}: expected a probability, 0 <= p < 1")
             if field.name in self.CHOICES and value not in self.CHOICES[field.name]:
                 raise ConfigError(f"{field.name} = {value!r}: implemented are {', '.join(self.CHOICES[field.name])}")

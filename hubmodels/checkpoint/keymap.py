@@ -19,8 +19,11 @@ from ..errors import CheckpointError
 class LazyTensor(Protocol):
     """A tensor still in its file: shape and dtype are known, bytes are read on demand."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def read(self) -> Tensor: ...
 
@@ -165,7 +168,7 @@ class KeyMap:
         rows = [*encoder, *heads]
         self.rules = [Rule(ours, op if isinstance(op, Operation) else KEEP(op)) for ours, op in rows]
         self.prefix = prefix
-        self.optional = {ours.split(".")[0] for ours, op in heads if not isinstance(op, Operation)} | {"pooler"}
+        self.optional = {str(ours).split(".")[0] for ours, op in heads if not isinstance(op, Operation)} | {"pooler"}
 
     def load(
         self,
@@ -240,7 +243,7 @@ class _Account:
 
     def _apply(self, rule: Rule, key: str, values: dict[str, str]) -> None:
         operation = rule.operation
-        if isinstance(operation, Drop):
+        if rule.ours is None:
             return self._enter(None, key, "dropped", operation.because)
         name = _fill(rule.ours, values)
         if name.split(".")[0] in self.must_be_new:

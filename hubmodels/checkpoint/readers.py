@@ -39,7 +39,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; the reference implementation's limit
 
 
 def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
-    """The tensors of a .safetensors or PyTorch .bin / .pt file, by name. Raises CheckpointError if it cannot be read."""
+    """The tensors of a .safetensors, or else PyTorch, file, by name. Raises CheckpointError if it cannot be read."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if path.stat().st_size == 0:
@@ -49,10 +49,10 @@ def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """A tensor of a safetensors file. `read` maps its bytes (a write goes to a private copy), `read_into` copies them."""
+    """A tensor of a safetensors file. `read` maps its bytes, and a write goes to a private copy; `read_into` copies."""
 
     path: Path
-    storage: torch.UntypedStorage
+    storage: Any  # torch.UntypedStorage of the whole file
     begin: int
     shape: tuple[int, ...]
     dtype: torch.dtype

@@ -40,6 +40,7 @@ class BertConfig(FamilyConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    classifier_dropout: float | None = None  # None: hidden_dropout_prob
 
     MODEL_TYPE: ClassVar[str] = "bert"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"hidden_act": tuple(ACTIVATIONS)}
@@ -47,6 +48,7 @@ class BertConfig(FamilyConfig):
         "hidden_act",
         "hidden_dropout_prob",
         "attention_probs_dropout_prob",
+        "classifier_dropout",
         "layer_norm_eps",
         "initializer_range",
     )
@@ -61,7 +63,8 @@ class BertConfig(FamilyConfig):
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"hidden_size = {self.hidden_size} is not a multiple of num_attention_heads = {self.num_attention_heads}"
+                f"hidden_size = {self.hidden_size}: expected a multiple of "
+                f"num_attention_heads = {self.num_attention_heads}"
             )
 
 
@@ -106,7 +109,6 @@ class BertModel(Encoder):
     """The encoder. `pooler=False` leaves out the map that makes `pooler_output` of the first token."""
 
     family = FAMILY
-    own_parts = ("pooler",)
 
     def __init__(self, config: BertConfig, pooler: bool = True):
         size = config.hidden_size
@@ -143,17 +145,17 @@ class BertForNextSentencePrediction(NextSentencePrediction):
 
 class BertForSequenceClassification(SequenceClassification):
     def __init__(self, config: BertConfig, num_labels: int = 2):
-        super().__init__(BertModel(config), config.hidden_size, num_labels, config.hidden_dropout_prob)
+        super().__init__(BertModel(config), config.hidden_size, num_labels, _classifier_dropout(config))
 
 
 class BertForMultipleChoice(MultipleChoice):
     def __init__(self, config: BertConfig):
-        super().__init__(BertModel(config), config.hidden_size, config.hidden_dropout_prob)
+        super().__init__(BertModel(config), config.hidden_size, _classifier_dropout(config))
 
 
 class BertForTokenClassification(TokenClassification):
     def __init__(self, config: BertConfig, num_labels: int = 2):
-        super().__init__(BertModel(config, pooler=False), config.hidden_size, num_labels, config.hidden_dropout_prob)
+        super().__init__(BertModel(config, pooler=False), config.hidden_size, num_labels, _classifier_dropout(config))
 
 
 class BertForQuestionAnswering(QuestionAnswering):
@@ -170,6 +172,10 @@ def _block(config: BertConfig) -> PostNormBlock:
         eps=config.layer_norm_eps,
         dropout=config.hidden_dropout_prob,
     )
+
+
+def _classifier_dropout(config: BertConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def _word_prediction(config: BertConfig) -> WordPrediction:

@@ -16,8 +16,8 @@ _OPTIONS = """
     progress     True: a bar while downloading
     cache_dir    another Hugging Face cache directory
     head_seed    start the head anew from this seed, even if the checkpoint has one
-    hidden_dropout_prob, attention_probs_dropout_prob, hidden_act, layer_norm_eps, initializer_range
-                 instead of the checkpoint's
+    hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout, hidden_act, layer_norm_eps,
+                 initializer_range: instead of the checkpoint's
 
 The model comes in eval mode. `model.provenance` says which bytes were loaded and what became of every tensor.
 """
