@@ -22,7 +22,7 @@ bench: $(VENV)/dev.stamp
 
 # make release VERSION=0.1.0: checks everything, then tags. Nothing is pushed.
 release: $(VENV)/dev.stamp
-	$(BIN)/python release.py $(VERSION)
+	$(BIN)/python .ci/release.py $(VERSION)
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -73,8 +73,12 @@ def manifest(path: Path | None = None) -> dict[str, Record]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CatalogError(f"{path}: cannot be read: {error}; install or check out this version again") from None
+    if not isinstance(content, dict):
+        raise CatalogError(f"{path}: expected a JSON object, got a {type(content).__name__}")
     if content.get("schema") != SCHEMA:
-        raise CatalogError(f"{path}: expected schema {SCHEMA}, got {content.get('schema')!r}")
+        raise CatalogError(f"{path}: expected schema {SCHEMA}, got {content.get('schema')!r}; check out one version's")
+    if not isinstance(content.get("weights"), dict):
+        raise CatalogError(f"{path}: expected an object of entries under weights, got {content.get('weights')!r}")
     return {name: _record(path, name, entry) for name, entry in content["weights"].items()}
 
 
@@ -101,7 +105,7 @@ def _record(path: Path, name: str, entry: dict[str, Any]) -> Record:
         raise CatalogError(f"{path}: the entry {name} is not valid: {error}") from None
     for file in files:
         _check_file(path, name, file)
-    if not any(file.is_weights for file in files) or record.tokenizer["file"] not in {f.filename for f in files}:
+    if not any(file.is_weights for file in files) or record.tokenizer.get("file") not in {f.filename for f in files}:
         raise CatalogError(f"{path}: the entry {name} lacks a weights file or its tokenizer's file")
     return record
 
@@ -117,5 +121,5 @@ def _check_file(path: Path, name: str, file: File) -> None:
         )
 
 
-def _is_hex(text: str | None, digits: int) -> bool:
-    return text is not None and len(text) == digits and set(text) <= set("0123456789abcdef")
+def _is_hex(text: Any, digits: int) -> bool:
+    return isinstance(text, str) and len(text) == digits and set(text) <= set("0123456789abcdef")

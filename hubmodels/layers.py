@@ -187,9 +187,11 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
 
 
 # On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask,
-# no copy into groups. The loop is one operator to torch.compile, so a graph holds for batches of every shape. Two
+# no copy into groups. The loop is one operator to torch.compile, so a graph holds for batches of every shape. Several
 # versions of this package may live in one process: each registers the operator under a name of its own.
 _NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
+while hasattr(getattr(torch.ops, _NAMESPACE), "ragged_attention"):  # this file ran before, and its models live on
+    _NAMESPACE += "_"
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import torch
 from typing_extensions import TypedDict, Unpack
 
-from . import catalog, store
+from . import store
+from .catalog import Record, lookup, manifest
 from .checkpoint.config import Family
 from .checkpoint.dialects import translate
 from .checkpoint.keymap import Entry, Report
@@ -91,16 +92,19 @@ class Provenance:
 class Checkpoint:
     """What a name or path stands for. published: config.json's content, read from `config_source`.
 
-    origin: the manifest's record, or the local weights file.
+    origin: the manifest's record, or the local weights file, or a directory without one.
     """
 
     weights: str
     published: Mapping[str, Any]
     config_source: str
-    origin: catalog.Record | Path
+    origin: Record | Path
 
     def weights_file(self, cache_dir: str | Path | None, progress: bool) -> UsedFile:
         if isinstance(self.origin, Path):
+            if self.origin.is_dir():
+                names = " or ".join(_LOCAL_WEIGHTS)
+                raise CheckpointError(f"{self.origin}: expected {names} beside config.json, found neither")
             return UsedFile(self.origin)
         file = self.origin.weights
         path = store.fetch(file, cache_dir=cache_dir, progress=progress)
@@ -126,9 +130,12 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
         raise InputError(
             f"unknown option {', '.join(unknown)}; options are {', '.join(sorted(ModelOptions.__optional_keys__))}"
         )
+    dtype = options.get("dtype") or torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype = {dtype!r}: expected a floating point type, such as torch.bfloat16")
     checkpoint = find_checkpoint(weights, family)
     model: M = _build(cls, family, checkpoint, options)
-    device, dtype = options.get("device"), options.get("dtype") or torch.float32
+    device = options.get("device")
     if options.get("pretrained", True):
         used = checkpoint.weights_file(options.get("cache_dir"), options.get("progress", True))
         dialect, report = _fill(model, family, used, options.get("head_seed"), device, dtype)
@@ -137,9 +144,8 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
         seed = options.get("head_seed")
         initialise(model, model.config.initializer_range, None if seed is None else _generator(seed))
         model.to(device=device, dtype=dtype)
-        new = [
-            Entry(n, None, "new", tuple(p.shape), str(p.dtype), "pretrained=False") for n, p in model.named_parameters()
-        ]
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        new = [Entry(name, None, "new", shape, "", "pretrained=False") for name, shape in shapes.items()]
         model.provenance = Provenance(f"{checkpoint.weights}, not pretrained", (), None, Report(tuple(new)))
     model.eval()
     return model
@@ -155,7 +161,7 @@ def load_tokenizer(
     local = _local_path(weights)
     if local is not None:
         return _local_tokenizer(local)
-    record = catalog.lookup(str(weights))
+    record = lookup(str(weights))
     path = store.fetch(record.vocabulary, cache_dir=cache_dir, progress=progress)
     return _tokenizer(path, {key: value for key, value in record.tokenizer.items() if key != "file"})
 
@@ -165,7 +171,7 @@ def find_checkpoint(weights: str | Path, family: Family) -> Checkpoint:
     local = _local_path(weights)
     if local is not None:
         return _local_checkpoint(local)
-    record = catalog.lookup(str(weights))
+    record = lookup(str(weights))
     if record.family != family.name:
         raise CatalogError(f"{record.name} is a {record.family} checkpoint; this entry point loads {family.name}")
     return Checkpoint(record.name, record.config, f"manifest entry {record.name}", record)
@@ -219,6 +225,8 @@ def _fill(model: AnyModel, family: Family, used: UsedFile, head_seed: int | None
     tensors, dialect = translate(read_checkpoint(used.path), str(used.path))
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     declared = set() if head_seed is None else set(model.own_parts) - {"pooler"}
+    if head_seed is not None and not declared:
+        raise InputError(f"head_seed = {head_seed}: {type(model).__name__} has no head to start anew")
     loaded, report = family.keys.load(tensors, wanted, str(used.path), model.own_parts, declared)
     fresh = [name for name in wanted if name not in loaded]
     generator = _generator(head_seed or 0)
@@ -248,10 +256,12 @@ def _generator(seed: int) -> torch.Generator:
 
 def _local_path(weights: str | Path) -> Path | None:
     """The path that `weights` means, if it means one. A string may be a name, a Path never is."""
+    if not isinstance(weights, str | os.PathLike):
+        raise InputError(f"weights: expected a name or a path, got {type(weights).__name__}")
     path = Path(weights)
     if isinstance(weights, os.PathLike) and not path.exists():
         raise CatalogError(f"{path}: no such file or directory; a name of the manifest is given as a str")
-    is_name = not isinstance(weights, os.PathLike) and weights in catalog.manifest()
+    is_name = not isinstance(weights, os.PathLike) and weights in manifest()
     return path if not is_name and path.exists() else None
 
 
@@ -260,10 +270,7 @@ def _local_checkpoint(path: Path) -> Checkpoint:
     config = directory / "config.json"
     published = _read_json(config)
     if path.is_dir():
-        found = [path / name for name in _LOCAL_WEIGHTS if (path / name).is_file()]
-        if not found:
-            raise CheckpointError(f"{path}: expected {' or '.join(_LOCAL_WEIGHTS)} beside config.json, found neither")
-        path = found[0]
+        path = next((path / name for name in _LOCAL_WEIGHTS if (path / name).is_file()), path)
     return Checkpoint(str(path), published, str(config), path)
 
 

@@ -66,7 +66,6 @@ class Packing(NamedTuple):
         return real | ~real.any(-1, keepdim=True)
 
 
-@torch.compiler.disable
 def find_padding(attention_mask: Tensor) -> Packing:
     """[B, S], non-zero for a real token -> the batch's packing.
 
@@ -81,6 +80,10 @@ def find_padding(attention_mask: Tensor) -> Packing:
         return Packing(batch, length)
     offsets = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     return Packing(batch, length, real.flatten().nonzero().squeeze(1), offsets, longest)
+
+
+# What torch.compiler.disable sets; the decorator itself imports the whole compiler, as much again as torch.
+find_padding._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def packing_of(batch: int, length: int, attention_mask: Tensor | None) -> Packing:

@@ -47,11 +47,12 @@ def url_of(file: File) -> str:
 
 
 def _what_to_do(path: Path, file: File) -> str:
+    path = path.resolve()  # of a link in the cache it is the blob behind it that is wrong
     if file.is_embedded:
         return "This copy of the repository was altered: check out its tag again"
     return (
-        "It is not the file that was pinned, so it was not opened. Delete it and load again, or fetch it yourself: "
-        f"curl -L -o '{path}' {url_of(file)}"
+        f"It is not the file that was pinned, so it was not opened. Delete '{path}' and load again, "
+        f"or fetch it yourself: curl -L -o '{path}' {url_of(file)}"
     )
 
 
@@ -66,11 +67,12 @@ def _from_hugging_face(file: File, cache_dir: str | Path | None, progress: bool)
         with _progress_bars(progress):
             return Path(hf_hub_download(file.source, file.filename, revision=file.revision, cache_dir=cache_dir))
     except Exception as error:  # the library raises errors of three HTTP stacks, of its own and of the system
+        where = f" --cache-dir '{root}'" if cache_dir else ""
         raise StoreError(
             f"{file.source} {file.filename} is not in {root} and could not be downloaded: "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}. "
             "On a machine that reaches the hub run: "
-            f"hf download {file.source} {file.filename} --revision {file.revision}; "
+            f"hf download {file.source} {file.filename} --revision {file.revision}{where}; "
             f"or fetch it by hand: curl -L --create-dirs -o '{path}' {url_of(file)}"
         ) from error
 

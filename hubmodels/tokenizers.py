@@ -4,7 +4,7 @@ WordPiece as BERT uses it: Wu et al. 2016; google-research/bert, tokenization.py
 BertTokenizer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, HubModelsError, InputError
 
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+SPECIAL = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
 
 def _library():
@@ -37,13 +31,12 @@ class WordPieceTokenizer:
     """
 
     def __init__(self, inner: Any, source: str = "tokenizer"):
+        _check_special(inner.token_to_id, source)
         self.inner = inner
-        self._ids = {name: inner.token_to_id(token) for name, token in SPECIAL.items()}
-        missing = [SPECIAL[name] for name, i in self._ids.items() if i is None]
-        if missing:
-            raise CheckpointError(
-                f"{source}: the vocabulary lacks {', '.join(missing)}; BERT needs {list(SPECIAL.values())}"
-            )
+        self.mask_token = MASK
+        self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id = (
+            inner.token_to_id(token) for token in SPECIAL
+        )
         inner.no_truncation()
         inner.no_padding()
 
@@ -58,7 +51,8 @@ class WordPieceTokenizer:
         """
         lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         vocab = {token.removesuffix("\r"): i for i, token in enumerate(lines)}
-        return cls(_word_piece(vocab, lower_case, strip_accents, split_chinese, str(path)), str(path))
+        _check_special(vocab.get, str(path))
+        return cls(_word_piece(vocab, lower_case, strip_accents, split_chinese), str(path))
 
     @classmethod
     def from_json(cls, path: str | Path) -> "WordPieceTokenizer":
@@ -128,30 +122,6 @@ class WordPieceTokenizer:
     def vocab_size(self) -> int:
         return self.inner.get_vocab_size()
 
-    @property
-    def mask_token(self) -> str:
-        return SPECIAL["mask_token"]
-
-    @property
-    def mask_token_id(self) -> int:
-        return self._ids["mask_token"]
-
-    @property
-    def pad_token_id(self) -> int:
-        return self._ids["pad_token"]
-
-    @property
-    def cls_token_id(self) -> int:
-        return self._ids["cls_token"]
-
-    @property
-    def sep_token_id(self) -> int:
-        return self._ids["sep_token"]
-
-    @property
-    def unk_token_id(self) -> int:
-        return self._ids["unk_token"]
-
     def __getstate__(self) -> dict[str, str]:
         return {"json": self.inner.to_str()}
 
@@ -161,41 +131,36 @@ class WordPieceTokenizer:
 
 def train_word_piece(texts: Iterable[str], size: int, *, lower_case: bool = True) -> WordPieceTokenizer:
     """A vocabulary of `size` tokens made from `texts`."""
-    library = _library()
-    inner = _word_piece(
-        {token: i for i, token in enumerate(SPECIAL.values())}, lower_case, None, True, "new vocabulary"
-    )
-    trainer = library.trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL.values()), continuing_subword_prefix="##", show_progress=False
+    inner = _word_piece({token: i for i, token in enumerate(SPECIAL)}, lower_case, None, True)
+    trainer = _library().trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=list(SPECIAL), continuing_subword_prefix="##", show_progress=False
     )
     inner.train_from_iterator(texts, trainer)
     # The trainer leaves its own model behind: put the vocabulary it found into one with our limits.
-    return WordPieceTokenizer(_word_piece(inner.get_vocab(), lower_case, None, True, "new vocabulary"))
+    return WordPieceTokenizer(_word_piece(inner.get_vocab(), lower_case, None, True))
 
 
-def _word_piece(vocab: dict[str, int], lower_case: bool, strip_accents: bool | None, split_chinese: bool, source: str):
+def _word_piece(vocab: dict[str, int], lower_case: bool, strip_accents: bool | None, split_chinese: bool) -> Any:
     library = _library()
-    missing = [token for token in SPECIAL.values() if token not in vocab]
-    if missing:
-        raise CheckpointError(
-            f"{source}: the vocabulary lacks {', '.join(missing)}; BERT needs {list(SPECIAL.values())}"
-        )
-    inner = library.Tokenizer(
-        library.models.WordPiece(vocab, unk_token=SPECIAL["unk_token"], max_input_chars_per_word=100)
-    )
-    inner.add_special_tokens(list(SPECIAL.values()))
+    inner = library.Tokenizer(library.models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=100))
+    inner.add_special_tokens(list(SPECIAL))
     inner.normalizer = library.normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip_accents, lowercase=lower_case
     )
     inner.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    cls_token, sep_token = SPECIAL["cls_token"], SPECIAL["sep_token"]
     inner.post_processor = library.processors.TemplateProcessing(
-        single=f"{cls_token} $A {sep_token}",
-        pair=f"{cls_token} $A {sep_token} $B:1 {sep_token}:1",
-        special_tokens=[(cls_token, vocab[cls_token]), (sep_token, vocab[sep_token])],
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, vocab[CLS]), (SEP, vocab[SEP])],
     )
     inner.decoder = library.decoders.WordPiece(prefix="##")
     return inner
+
+
+def _check_special(find: Callable[[str], int | None], source: str) -> None:
+    missing = [token for token in SPECIAL if find(token) is None]
+    if missing:
+        raise CheckpointError(f"{source}: the vocabulary lacks {', '.join(missing)}; BERT needs {', '.join(SPECIAL)}")
 
 
 def _padded(rows: list[list[Any]], fill: Any) -> Tensor:

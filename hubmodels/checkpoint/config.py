@@ -1,6 +1,7 @@
 """A published config.json <-> a family's config dataclass. What we do not implement is refused, never ignored."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -76,6 +77,8 @@ class FamilyConfig:
                 raise ConfigError(f"{field.name} = {value}: expected a positive number")
             if field.name.endswith(("_prob", "_dropout")) and not 0 <= (value or 0) < 1:
                 raise ConfigError(f"{field.name} = {value}: expected a probability, 0 <= p < 1")
+            if kind is float and not 0 <= value < math.inf:
+                raise ConfigError(f"{field.name} = {value}: expected a number, 0 or more")
             if field.name in self.CHOICES and value not in self.CHOICES[field.name]:
                 raise ConfigError(f"{field.name} = {value!r}: implemented are {', '.join(self.CHOICES[field.name])}")
 

@@ -77,6 +77,8 @@ class Fuse(Operation):
 
     def load(self, sources: list[LazyTensor]) -> Tensor:
         """Read straight into the fused tensor: the parts are never in memory twice."""
+        if len({source.dtype for source in sources}) > 1:
+            return torch.cat([source.read() for source in sources])  # in the dtype that holds them all
         fused = torch.empty(self.shape([s.shape for s in sources]), dtype=sources[0].dtype)
         for part, source in zip(fused.split([s.shape[0] for s in sources]), sources, strict=True):
             source.read_into(part)
@@ -86,7 +88,7 @@ class Fuse(Operation):
         return [part.clone() for part in ours.chunk(len(self.theirs))]
 
     def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-        return (sum(s[0] for s in shapes), *shapes[0][1:])
+        return (len(shapes) * shapes[0][0], *shapes[0][1:]) if shapes[0] else ()
 
 
 class Transpose(Operation):
@@ -303,6 +305,11 @@ class _Account:
         for name, key in list(self.aliases):
             if name in self.found:
                 self._enter(self.bare_wanted[name], key, "tied", f"repeats {self._key_of(name)}")
+                got, want = tuple(self.theirs[key].shape), tuple(self.wanted[self.bare_wanted[name]])
+                if got != want:
+                    self.problems.append(
+                        f"{key}: expected {list(want)}, as {self._key_of(name)} which it repeats, got {list(got)}"
+                    )
             else:
                 self.aliases.remove((name, key))
                 self.found[name] = (KEEP(key), {key: key})
@@ -315,10 +322,17 @@ class _Account:
             self.problems.append(f"{', '.join(missing)} is not in the file, but {name} is made of it")
             return
         shapes = [tuple(self.theirs[key].shape) for key in keys.values()]
-        got, want = operation.shape(shapes), tuple(self.wanted[name])
-        if got != want or any(s[1:] != shapes[0][1:] for s in shapes):
-            hint = " (head_seed=0 starts this head anew)" if bare.split(".")[0] in self.keymap.optional else ""
+        want = tuple(self.wanted[name])
+        if any(s != shapes[0] for s in shapes):
+            parts = ", ".join(f"{key} {list(s)}" for key, s in zip(keys.values(), shapes, strict=True))
+            self.problems.append(f"{parts}: expected parts of one shape, together {list(want)}, for {name}")
+        elif (got := operation.shape(shapes)) != want:
+            is_head = bare.split(".")[0] in self.keymap.optional - {"pooler"}
+            hint = " (head_seed=0 starts this head anew)" if is_head else ""
             self.problems.append(f"{', '.join(keys.values())}: expected {list(want)} for {name}, got {list(got)}{hint}")
+        for key in keys.values():
+            if not (dtype := self.theirs[key].dtype).is_floating_point:
+                self.problems.append(f"{key}: expected floating point numbers for {name}, got {dtype}")
 
     def _key_of(self, name: str) -> str:
         return next(iter(self.found[name][1].values()))

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -91,10 +92,10 @@ class HeldTensor:
         return self.tensor.dtype
 
     def read(self) -> Tensor:
-        return self.tensor
+        return self.tensor.detach()
 
     def read_into(self, target: Tensor) -> None:
-        target.copy_(self.tensor)
+        target.copy_(self.tensor.detach())
 
 
 def read_safetensors(path: Path) -> dict[str, MappedTensor]:
@@ -131,7 +132,7 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
             )
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: the safetensors header is not JSON ({error}); fetch or save it again"
             ) from None
@@ -145,11 +146,11 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
 def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     try:
         dtype, shape, (first, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, first, end)):
-            raise ValueError("shape and data_offsets must be natural numbers")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, first, end)):
+            raise ValueError("shape and data_offsets must be natural numbers of 63 bits")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's entry for {name} is not valid: {error!r}") from None
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(f"{path}: {name} has dtype {dtype}; known are {', '.join(_DTYPES)}")
     return _DTYPES[dtype], shape, first, end
 
@@ -173,19 +174,24 @@ def read_torch(path: Path) -> dict[str, HeldTensor]:
     """A state dict saved by torch.save, in today's zip format (mapped) or the one before torch 1.6 (read whole)."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+    except Exception as error:  # a damaged pickle makes torch's unpickler stumble in a dozen ways
+        # torch's text advises to run what the file says; of it only the name of what it refused is of use.
+        stranger = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if stranger:
+            raise CheckpointError(
+                f"{path}: refused, because it holds more than tensors and would have to run code to load "
+                f"({stranger[1]}). If you trust where it comes from, load it there and save its state_dict() alone"
+            ) from None
+        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path}: refused, because it holds more than tensors and would have to run code to load ({reason}). "
-            "If you trust where it comes from, load it there and save its state_dict() alone"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a PyTorch checkpoint, or a truncated one: {error}. Fetch it again"
+            f"{path}: not a PyTorch checkpoint, or a truncated one: {reason}. Fetch it again"
         ) from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a state dict, name -> tensor, got a {type(content).__name__}")
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
-        raise CheckpointError(f"{path}: expected a state dict, name -> tensor; not tensors: {', '.join(strangers[:9])}")
+        raise CheckpointError(
+            f"{path}: expected a state dict, name -> tensor; not tensors: {', '.join(strangers[:9])}. If one of them "
+            "is the model's state dict, load the file and save that one alone"
+        )
     return {str(name): HeldTensor(tensor) for name, tensor in content.items()}

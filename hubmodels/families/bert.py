@@ -66,6 +66,8 @@ class BertConfig(FamilyConfig):
                 f"hidden_size = {self.hidden_size}: expected a multiple of "
                 f"num_attention_heads = {self.num_attention_heads}"
             )
+        if self.pad_token_id >= self.vocab_size:
+            raise ConfigError(f"pad_token_id = {self.pad_token_id}: expected less than vocab_size = {self.vocab_size}")
 
 
 KEYS = KeyMap(

@@ -160,6 +160,7 @@ def train_step(
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The whole run: vocabulary, training, evaluation, export."""
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     books = list(read_books(options.text))
@@ -204,6 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m hubmodels.training.pretrain", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--text", type=Path, required=True, help="books, one after another, .txt or .txt.xz")

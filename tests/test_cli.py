@@ -1,0 +1,263 @@
+"""The command line: what it prints, for people and for machines, and how it fails."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from hubmodels import __version__, bertModel, bertTokenizer, hub
+from hubmodels.catalog import lookup, manifest
+from hubmodels.cli import main
+from hubmodels.tasks import embed
+
+
+@pytest.fixture
+def run(capsys):
+    """arguments -> exit code, standard output, standard error"""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def answer(run):
+    """arguments -> standard output of a command that succeeds in silence"""
+
+    def call(*arguments: object) -> str:
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    return call
+
+
+def standard_input(monkeypatch, content: bytes, encoding: str = "utf-8") -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding=encoding))
+
+
+# list and show
+
+
+def test_list_names_all_weights(answer):
+    lines = answer("list").splitlines()
+    assert lines[0].split() == ["NAME", "FAMILY", "PARAMETERS", "MB", "LICENCE"]
+    assert [line.split()[0] for line in lines[1:]] == list(manifest())
+
+
+def test_list_as_json_is_the_catalog(answer):
+    assert json.loads(answer("list", "--json")) == hub.catalog()
+
+
+def test_show_tells_what_is_known(answer):
+    record = lookup("bert-base-uncased")
+    text = answer("show", record.name)
+    for fact in (record.name, record.licence, record.homepage, record.weights.sha256, record.weights.revision):
+        assert fact in text
+    assert all(key in text for key in record.config)
+
+
+def test_show_as_json_is_complete(answer):
+    record = lookup("bert-base-uncased")
+    shown = json.loads(answer("show", "bert-base-uncased", "--json"))
+    assert shown == {**vars(record), "files": [vars(file) for file in record.files]}
+
+
+@pytest.mark.parametrize("name", list(manifest()))
+def test_show_works_for_every_name(answer, name):
+    assert name in answer("show", name)
+
+
+# fill-mask
+
+
+def test_fill_mask_prints_the_likeliest_words(answer):
+    lines = answer("fill-mask", "The [MASK] sailed.", "A [MASK] and a [MASK].", "--top-k", 2).splitlines()
+    assert lines[0].split() == ["TEXT", "MASK", "WORD", "PROBABILITY"]
+    assert len(lines) == 1 + 3 * 2
+    assert lines[1].startswith("The [MASK] sailed.  ")
+    assert lines[3].startswith("A [MASK] and a [MASK].  ")
+    assert [line.split()[-3] for line in lines[1::2]] == ["1", "1", "2"]
+
+
+def test_fill_mask_as_json_is_complete(answer):
+    texts = ["The [MASK] sailed.", "Ça: [MASK] — [MASK]…"]
+    rows = json.loads(answer("fill-mask", *texts, "--json"))
+    assert [row["text"] for row in rows] == texts
+    assert [len(row["masks"]) for row in rows] == [1, 2]
+    tokenizer = bertTokenizer("bert-nano")
+    for guess in (guess for row in rows for guesses in row["masks"] for guess in guesses):
+        assert set(guess) == {"token", "token_id", "probability"}
+        assert tokenizer.tokens([guess["token_id"]]) == [guess["token"]]
+        assert 0 <= guess["probability"] <= 1
+
+
+# embed
+
+
+def test_embed_prints_a_line_per_text(answer):
+    lines = answer("embed", "The ship sailed.", "It sank.").splitlines()
+    assert "COSINE TO FIRST" in lines[0]
+    assert len(lines) == 3
+    assert lines[1].startswith("The ship sailed.")
+    assert lines[1].endswith("1.000")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "pooler"])
+def test_embed_as_json_is_complete(answer, pooling):
+    texts = ["The ship sailed.", "Ça va ?"]
+    rows = json.loads(answer("embed", *texts, "--json", "--pooling", pooling))
+    assert [row["text"] for row in rows] == texts
+    vectors = embed(bertModel("bert-nano"), bertTokenizer("bert-nano"), texts, pooling=pooling)
+    for row, vector in zip(rows, vectors.tolist(), strict=True):
+        assert row["vector"] == pytest.approx(vector, abs=1e-5)
+
+
+# Where texts come from
+
+
+def texts_of(out: str) -> list[str]:
+    return [row["text"] for row in json.loads(out)]
+
+
+def test_texts_come_from_several_files_after_the_arguments(answer, tmp_path):
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("Une école.\n\n   \nTwo.\r\n", encoding="utf-8")
+    second.write_text("Three.", encoding="utf-8")
+    out = answer("embed", "--json", "Zero.", "--file", first, "--file", second)
+    assert texts_of(out) == ["Zero.", "Une école.", "Two.", "Three."]
+
+
+def test_texts_come_from_standard_input(answer, monkeypatch):
+    standard_input(monkeypatch, "The [MASK] sailed.\n\nThe [MASK] sank — 中文.\n".encode())
+    assert texts_of(answer("fill-mask", "--json")) == ["The [MASK] sailed.", "The [MASK] sank — 中文."]
+
+
+def test_standard_input_is_left_alone_if_there_are_texts(answer, monkeypatch, tmp_path):
+    standard_input(monkeypatch, b"not read\n")
+    assert texts_of(answer("embed", "--json", "One.")) == ["One."]
+    (tmp_path / "a.txt").write_text("Two.\n")
+    assert texts_of(answer("embed", "--json", "--file", tmp_path / "a.txt")) == ["Two."]
+    assert sys.stdin.read() == "not read\n"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(answer, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfThe ship.\n")
+    assert texts_of(answer("embed", "--json", "--file", tmp_path / "a.txt")) == ["The ship."]
+
+
+def test_only_line_ends_part_texts(answer, tmp_path):
+    """A text a line, as wc and grep count lines: a form feed or U+2028 stands inside a text."""
+    (tmp_path / "a.txt").write_bytes("The ship\fsailed\u2028far.\nIt sank.\n".encode())
+    assert len(texts_of(answer("embed", "--json", "--file", tmp_path / "a.txt"))) == 2
+
+
+def test_model_may_be_a_path(answer, tmp_path):
+    from hubmodels import bertForMaskedLM, export
+
+    export(bertForMaskedLM("bert-nano"), tmp_path / "model", bertTokenizer("bert-nano"))
+    named = answer("fill-mask", "The [MASK].", "--json")
+    assert answer("fill-mask", "The [MASK].", "--json", "--model", tmp_path / "model") == named
+
+
+# Errors: one line on standard error, exit code 2, nothing on standard output
+
+
+def refused(run, *arguments: object) -> str:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("hubmodels: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("command", [("show",), ("embed", "text", "--model"), ("fill-mask", "[MASK]", "--model")])
+def test_an_unknown_name_lists_near_names(run, command):
+    message = refused(run, *command, "bert-bse-uncased")
+    assert "'bert-bse-uncased'" in message
+    assert "did you mean bert-base-uncased" in message
+
+
+@pytest.mark.parametrize("command", ["embed", "fill-mask"])
+@pytest.mark.parametrize("content", [b"", b"\n \n\t\n"])
+def test_empty_input_is_refused(run, monkeypatch, command, content):
+    standard_input(monkeypatch, content)
+    assert "no text: what was given is empty" in refused(run, command)
+
+
+def test_a_terminal_is_not_read(run, monkeypatch):
+    standard_input(monkeypatch, b"never read")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert "no text: give it as an argument, with --file, or on standard input" in refused(run, "embed")
+
+
+def test_a_file_that_is_not_utf8_is_refused(run, tmp_path):
+    path = tmp_path / "latin1.txt"
+    path.write_bytes("école\n".encode("latin-1"))
+    assert f"{path}: cannot be read as UTF-8 text" in refused(run, "embed", "--file", path)
+
+
+def test_a_missing_file_and_a_directory_are_refused(run, tmp_path):
+    assert f"{tmp_path / 'gone'}: cannot be read" in refused(run, "embed", "--file", tmp_path / "gone")
+    assert f"{tmp_path}: cannot be read" in refused(run, "embed", "--file", tmp_path)
+
+
+def test_standard_input_that_is_not_utf8_is_refused(run, monkeypatch):
+    standard_input(monkeypatch, "école\n".encode("latin-1"))
+    assert "UTF-8" in refused(run, "embed")
+
+
+def test_an_argument_that_is_not_utf8_is_refused(run):
+    refused(run, "embed", os.fsdecode("école".encode("latin-1")))
+
+
+def test_fill_mask_without_a_mask_is_refused(run):
+    assert "no [MASK] in 'The ship.'" in refused(run, "fill-mask", "The ship.")
+
+
+def test_options_out_of_range_are_refused(run):
+    assert "top_k = 0" in refused(run, "fill-mask", "[MASK]", "--top-k", 0)
+    assert "pooling = 'max'" in refused(run, "embed", "text", "--pooling", "max")
+
+
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["fill-mask", "--top-k", "many"], ["show"]])
+def test_wrong_usage_exits_with_2(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: hubmodels" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"hubmodels {__version__}\n"
+
+
+# As a process
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "hubmodels", "list"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bert-nano" in done.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As under `| head -1`; here the reader is gone before the first byte."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "hubmodels", "list"]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
