@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,18 +123,22 @@ def _embed(options: argparse.Namespace) -> None:
 def _texts(options: argparse.Namespace) -> list[str]:
     texts = list(options.texts)
     for path in options.file:
-        try:
-            texts += path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        texts += _lines(str(path), path.read_bytes)
     if not texts and not options.file:
         if sys.stdin.isatty():
             raise InputError("no text: give it as an argument, with --file, or on standard input")
-        texts = sys.stdin.read().splitlines()
+        texts = _lines("standard input", sys.stdin.buffer.read)
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise InputError("no text: what was given is empty")
     return texts
+
+
+def _lines(name: str, read: Callable[[], bytes]) -> list[str]:
+    try:
+        return read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: cannot be read as UTF-8 text: {error}") from None
 
 
 def _print_json(content: Any) -> None:

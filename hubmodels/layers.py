@@ -147,9 +147,11 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if probs is not None:
             return explicit_attention(q, k, v, packing, dropout, probs)
-        if packing.indices is not None and dropout == 0.0:
+        if packing.offsets is not None and dropout == 0.0:
             if q.is_cpu:
-                return ragged_attention(q, k, v, packing.offsets)[0]
+                plain = not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and q.requires_grad)
+                kernel = _ragged_attention if plain else ragged_attention
+                return kernel(q, k, v, packing.offsets)[0]
             if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
                 return varlen_attention(q, k, v, packing)
         return padded_attention(q, k, v, packing, dropout)
@@ -213,8 +215,7 @@ def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
     return x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::ragged_attention", mutates_args=(), device_types="cpu")
-def ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
@@ -223,6 +224,12 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[
         _rows(out, run).copy_(attended)
         _rows(lse, run).copy_(sums)
     return out, lse
+
+
+# Calling it as an operator imports the compiler, a second: without gradients the function is called itself.
+ragged_attention = torch.library.custom_op(
+    f"{_NAMESPACE}::ragged_attention", _ragged_attention, mutates_args=(), device_types="cpu"
+)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::ragged_attention_backward", mutates_args=(), device_types="cpu")

@@ -48,9 +48,10 @@ class Packing(NamedTuple):
         """[T, D] -> [B, D], each row's first real token ([CLS]); zeros for a row that is all padding."""
         if self.offsets is None:
             return packed.view(self.batch, self.length, -1)[:, 0]
-        filled = (self.offsets.diff() > 0).nonzero().squeeze(1)
-        begins = self.offsets[filled]
-        return packed.new_zeros(self.batch, packed.shape[1]).index_copy(0, filled, packed[begins])
+        if packed.shape[0] == 0:
+            return packed.new_zeros(self.batch, packed.shape[1])
+        begins = self.offsets[:-1].clamp(max=packed.shape[0] - 1)
+        return packed[begins].where(self.offsets.diff()[:, None] > 0, 0.0)
 
     def mask(self) -> Tensor | None:
         """Who may look at whom, broadcastable to [B, 1, S, S] bool; None: everybody at everybody.

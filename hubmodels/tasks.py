@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import InputError
 from .heads import IGNORED, MaskedLM
 from .layers import Encoder
-from .tokenizers import WordPieceTokenizer
+from .tokenizers import WordPieceTokenizer, check_texts
 
 POOLINGS = ("mean", "first", "pooler")
 
@@ -23,6 +23,12 @@ class Guess(NamedTuple):
     probability: float
 
 
+def _check(texts: str | Sequence[str], batch_size: int) -> list[str]:
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size}: expected at least 1")
+    return check_texts("texts", texts)
+
+
 @torch.inference_mode()
 def fill_mask(
     model: MaskedLM, tokenizer: WordPieceTokenizer, texts: str | Sequence[str], top_k: int = 5, batch_size: int = 32
@@ -31,7 +37,7 @@ def fill_mask(
 
     Only masked positions are projected on the vocabulary. Raises InputError for a text without [MASK].
     """
-    texts = [texts] if isinstance(texts, str) else texts
+    texts = _check(texts, batch_size)
     if not 1 <= top_k <= tokenizer.vocab_size:
         raise InputError(f"top_k = {top_k}: expected 1 to {tokenizer.vocab_size}, the size of the vocabulary")
     device = model.encoder.embeddings.word.weight.device
@@ -56,7 +62,7 @@ def fill_mask(
     return results
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed(
     model: Encoder,
     tokenizer: WordPieceTokenizer,
@@ -73,7 +79,7 @@ def embed(
     """
     if pooling not in POOLINGS:
         raise InputError(f"pooling = {pooling!r}: expected one of {', '.join(POOLINGS)}")
-    texts = [texts] if isinstance(texts, str) else texts
+    texts = _check(texts, batch_size)
     table = model.embeddings.position.weight
     vectors = []
     for begin in range(0, len(texts), batch_size):

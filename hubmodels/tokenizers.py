@@ -49,7 +49,10 @@ class WordPieceTokenizer:
         lower_case: as the vocabulary was made. strip_accents: None follows lower_case. split_chinese: each Chinese
         character is a word.
         """
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        try:
+            lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: expected a vocab.txt, a token a line in UTF-8: {error}") from None
         vocab = {token.removesuffix("\r"): i for i, token in enumerate(lines)}
         _check_special(vocab.get, str(path))
         return cls(_word_piece(vocab, lower_case, strip_accents, split_chinese), str(path))
@@ -79,31 +82,35 @@ class WordPieceTokenizer:
         token stands in its text, in characters (0, 0 for special tokens).
         Raises InputError for anything but text.
         """
-        first = _texts("texts", texts)
-        second = None if pairs is None else _texts("pairs", pairs)
-        if second is not None and len(second) != len(first):
-            raise InputError(f"pairs: expected {len(first)}, one for each text, got {len(second)}")
-        rows = self._encode(first, second, max_length)
+        columns = [check_texts("texts", texts)] + ([] if pairs is None else [check_texts("pairs", pairs)])
+        if len(columns[0]) != len(columns[-1]):
+            raise InputError(f"pairs: expected {len(columns[0])}, one for each text, got {len(columns[-1])}")
+        if not columns[0]:
+            raise InputError("texts: expected at least one text, got an empty list")
+        if max_length is not None and max_length < 1 + len(columns):
+            raise InputError(
+                f"max_length = {max_length}: expected at least {1 + len(columns)}, the special tokens alone"
+            )
+        # The library's own truncation makes every combination of what it cuts off: hours, for two long texts.
+        encoded = [self.inner.encode_batch(column, add_special_tokens=False) for column in columns]
+        ids, types, places = zip(*(self._row(parts, max_length) for parts in zip(*encoded, strict=True)), strict=True)
         tensors = {
-            "input_ids": _padded([row.ids for row in rows], self.pad_token_id),
-            "attention_mask": _padded([[1] * len(row) for row in rows], 0),
-            "token_type_ids": _padded([row.type_ids for row in rows], 0),
+            "input_ids": _padded(ids, self.pad_token_id),
+            "attention_mask": _padded([[1] * len(row) for row in ids], 0),
+            "token_type_ids": _padded(types, 0),
         }
         if offsets:
-            tensors["offset_mapping"] = _padded([row.offsets for row in rows], (0, 0))
+            tensors["offset_mapping"] = _padded(places, (0, 0))
         return tensors
 
-    def _encode(self, first: list[str], second: list[str] | None, max_length: int | None) -> list[Any]:
-        if not first:
-            raise InputError("texts: expected at least one text, got an empty list")
-        smallest = 2 if second is None else 3
-        if max_length is None:
-            self.inner.no_truncation()
-        elif max_length < smallest:
-            raise InputError(f"max_length = {max_length}: expected at least {smallest}, the special tokens alone")
-        else:
-            self.inner.enable_truncation(max_length)
-        return self.inner.encode_batch(first if second is None else list(zip(first, second, strict=True)))
+    def _row(self, parts: Sequence[Any], max_length: int | None) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+        """One text or two, as the library encodes them -> ids, types and offsets of [CLS] first [SEP] second [SEP]."""
+        ids, types, places = [self.cls_token_id], [0], [(0, 0)]
+        for number, (part, keep) in enumerate(zip(parts, _keep([len(p) for p in parts], max_length), strict=True)):
+            ids += [*part.ids[:keep], self.sep_token_id]
+            types += [number] * (keep + 1)
+            places += [*part.offsets[:keep], (0, 0)]
+        return ids, types, places
 
     def decode(self, ids: Tensor | Iterable[int], skip_special_tokens: bool = True) -> str:
         """[S] -> text"""
@@ -130,7 +137,7 @@ class WordPieceTokenizer:
 
 
 def train_word_piece(texts: Iterable[str], size: int, *, lower_case: bool = True) -> WordPieceTokenizer:
-    """A vocabulary of `size` tokens made from `texts`."""
+    """A vocabulary of `size` tokens made from `texts`. The library breaks ties by chance: keep what it finds."""
     inner = _word_piece({token: i for i, token in enumerate(SPECIAL)}, lower_case, None, True)
     trainer = _library().trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=list(SPECIAL), continuing_subword_prefix="##", show_progress=False
@@ -163,17 +170,32 @@ def _check_special(find: Callable[[str], int | None], source: str) -> None:
         raise CheckpointError(f"{source}: the vocabulary lacks {', '.join(missing)}; BERT needs {', '.join(SPECIAL)}")
 
 
-def _padded(rows: list[list[Any]], fill: Any) -> Tensor:
+def _keep(lengths: list[int], max_length: int | None) -> list[int]:
+    """Tokens to keep of each text. Of a pair the longer one is cut first, then both (the library's longest_first)."""
+    room = sum(lengths) if max_length is None else max_length - 1 - len(lengths)
+    if sum(lengths) <= room or len(lengths) == 1:
+        return [min(length, room) for length in lengths]
+    short = min(*lengths, room // 2)
+    return [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
+
+
+def _padded(rows: Sequence[list[Any]], fill: Any) -> Tensor:
     longest = max(map(len, rows))
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 
-def _texts(name: str, texts: str | Sequence[str]) -> list[str]:
+def check_texts(name: str, texts: str | Sequence[str]) -> list[str]:
+    """One text or several -> a list of them. Raises InputError, naming the place, for what is no Unicode text."""
     if isinstance(texts, str):
-        return [texts]
+        texts = [texts]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes):
         raise InputError(f"{name}: expected a str or a list of str, got {type(texts).__name__}")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"{name}[{position}]: expected a str, got {type(text).__name__}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{name}[{position}]: expected Unicode text, but {error}") from None
     return list(texts)

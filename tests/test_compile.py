@@ -4,6 +4,7 @@ import pytest
 import torch
 from reference import POSITIONS, V, distance, generator, pair
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from hubmodels.packing import packing_of
 
@@ -14,6 +15,7 @@ MORE_SHAPES = ((4, 11), (2, 16))
 @pytest.fixture(autouse=True)
 def forget_graphs():
     torch._dynamo.reset()
+    counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -43,6 +45,7 @@ def graphs_over_shapes(layers):
 
 def test_graphs_grow_neither_with_layers_nor_with_further_shapes():
     warm, last = graphs_over_shapes(2)
+    assert len(counters["graph_break"]) == 1  # where padding is found, before the first layer
     deep_warm, deep_last = graphs_over_shapes(4)
     assert warm == last
     assert deep_warm == deep_last

@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 AT_START = {"torch", "typing_extensions"}  # third-party packages that may be imported before they are needed
-MOST_CODE_LINES = 2000  # without training
+MOST_CODE_LINES = 2100  # without training
 LONGEST_FUNCTION = 60
 
 

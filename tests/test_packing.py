@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 
 import pytest
 import torch
@@ -227,7 +228,7 @@ def test_gradient_of_ragged_attention_is_the_derivative():
 def test_operator_names_of_two_checkouts_differ():
     """Two versions in one process: the name is made of the file's path."""
     assert layers.ragged_attention._qualname.startswith(layers._NAMESPACE + "::")
-    assert len(layers._NAMESPACE) == len("hubmodels_") + 8
+    assert re.fullmatch(r"hubmodels_[0-9a-f]{8}_*", layers._NAMESPACE)
 
 
 # Which kernel runs

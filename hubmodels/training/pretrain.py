@@ -75,7 +75,7 @@ def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.o
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Linear up over `warmup` steps, then linear down to 0 at `steps`."""
-    return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    return peak * min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
 
 
 @torch.no_grad()
@@ -171,6 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     vocabulary = options.out / "tokenizer.json"
     if vocabulary.exists():
         tokenizer = WordPieceTokenizer.from_json(vocabulary)
+    elif options.vocabulary:
+        tokenizer = WordPieceTokenizer.from_vocab(options.vocabulary)
     else:
         tokenizer = train_word_piece((sentence for book in training for sentence in book), options.vocab_size)
         tokenizer.save(vocabulary)
@@ -218,6 +220,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--lr", type=float, default=2e-3)
     add("--warmup", type=int, default=200, help="steps")
     add("--weight-decay", type=float, default=0.05)
+    add("--vocabulary", type=Path, help="a vocab.txt; if not given one is made from the text")
     add("--vocab-size", type=int, default=8192)
     add("--hidden-size", type=int, default=256)
     add("--layers", type=int, default=4)
