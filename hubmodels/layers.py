@@ -103,7 +103,7 @@ class Embeddings(nn.Module):
             x = x + self.token_type.weight[0]
         else:
             check_ids("token_type_ids", token_types, self.token_type.num_embeddings, "the token type table")
-            x = x + self.token_type(packing.pack(token_types))
+            x = x + self.token_type(packing.pack(token_types.expand(packing.batch, packing.length)))
         x = x + self._positions(positions, packing)
         return self.dropout(self.norm(x))
 
@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None) -> Tensor:
         """[T, D] -> [T, D]; the attention weights [B, H, S, S] are appended to `probs` if it is given."""
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, -1).unbind(1)  # [T, H, K]
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads).unbind(1)  # [T, H, K]
         return self.output(self.attend(q, k, v, packing, probs).flatten(1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, probs: list[Tensor] | None) -> Tensor:
@@ -373,14 +373,14 @@ class Encoder(nn.Module):
         input_ids: [B, S]; or else inputs_embeds: [B, S, D].
         attention_mask: [B, S], 1 = token, 0 = padding, which may stand anywhere; or [B, S, S], 1 = row may look at
             column; None: no padding.
-        token_type_ids: [B, S], 0 for the first sentence, 1 for the second; None: 0.
+        token_type_ids: [B, S] or [1, S], 0 for the first sentence, 1 for the second; None: 0.
         position_ids: [B, S] or [1, S]; None: the column.
         Raises InputError for a shape that does not fit, an id out of range, or a batch longer than the position table.
         """
         words = input_ids if inputs_embeds is None else inputs_embeds
         if words is None or (input_ids is not None and inputs_embeds is not None):
             raise InputError("give either input_ids [B, S] or inputs_embeds [B, S, D], not both and not neither")
-        packing = self._packing(words, attention_mask, token_type_ids, position_ids)
+        packing = self._packing(words, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids)
         x = self.embeddings(words, token_type_ids, position_ids, packing)  # [T, D]
         states: list[Tensor] = [x]
         probs: list[Tensor] | None = [] if output_attentions else None
@@ -399,9 +399,12 @@ class Encoder(nn.Module):
             raise InputError("this encoder was built without a pooler")
         return torch.tanh(self.pooler(packing.first(states)))
 
-    def _packing(self, words: Tensor, mask: Tensor | None, *companions: Tensor | None) -> Packing:
+    def _packing(self, words: Tensor, mask: Tensor | None, **companions: Tensor | None) -> Packing:
         if words.dim() != (3 if words.is_floating_point() else 2):
             raise InputError(f"input: expected ids [B, S] or vectors [B, S, D], got shape {tuple(words.shape)}")
+        size = self.embeddings.word.embedding_dim
+        if words.dim() == 3 and words.shape[2] != size:
+            raise InputError(f"inputs_embeds: expected vectors of {size} numbers, got shape {tuple(words.shape)}")
         batch, length = words.shape[:2]
         longest = self.embeddings.position.num_embeddings
         if length > longest:
@@ -409,7 +412,9 @@ class Encoder(nn.Module):
                 f"input: {length} tokens in a row, but this model has positions for {longest}; "
                 f"shorten the text, for example with tokenizer(texts, max_length={longest})"
             )
-        for companion in companions:
+        for name, companion in companions.items():
             if companion is not None and tuple(companion.shape) not in ((batch, length), (1, length)):
-                raise InputError(f"expected shape {(batch, length)} as the input has, got {tuple(companion.shape)}")
+                raise InputError(
+                    f"{name}: expected shape {(batch, length)}, as the input, got {tuple(companion.shape)}"
+                )
         return packing_of(batch, length, mask)

@@ -56,10 +56,10 @@ class Packing(NamedTuple):
     def mask(self) -> Tensor | None:
         """Who may look at whom, broadcastable to [B, 1, S, S] bool; None: everybody at everybody.
 
-        For kernels that want the padded batch. A row of padding looks at everything, so that no softmax is empty.
+        For kernels that want the padded batch. Who may look nowhere looks at everything, so that no softmax is empty.
         """
         if self.pairwise is not None:
-            return self.pairwise[:, None]
+            return (self.pairwise | ~self.pairwise.any(-1, keepdim=True))[:, None]
         if self.indices is None:
             return None
         real = torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.indices.device)
