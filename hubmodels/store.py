@@ -68,9 +68,10 @@ def _from_hugging_face(file: File, cache_dir: str | Path | None, progress: bool)
             return Path(hf_hub_download(file.source, file.filename, revision=file.revision, cache_dir=cache_dir))
     except Exception as error:  # the library raises errors of three HTTP stacks, of its own and of the system
         where = f" --cache-dir '{root}'" if cache_dir else ""
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".")
         raise StoreError(
             f"{file.source} {file.filename} is not in {root} and could not be downloaded: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}. "
+            f"{type(error).__name__}: {reason}. "
             "On a machine that reaches the hub run: "
             f"hf download {file.source} {file.filename} --revision {file.revision}{where}; "
             f"or fetch it by hand: curl -L --create-dirs -o '{path}' {url_of(file)}"

@@ -1,5 +1,6 @@
 """What torch.hub.help shows: it prints an entry point's docstring and nothing else, so everything goes in there."""
 
+import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ _OPTIONS = """
     dtype        of the parameters; torch.float32 if not given
     progress     True: a bar while downloading
     cache_dir    another Hugging Face cache directory
+    num_labels   width of a classifier; what the checkpoint's config says, or 2, if not given
     head_seed    start the head anew from this seed, even if the checkpoint has one
     hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout, hidden_act, layer_norm_eps,
                  initializer_range: instead of the checkpoint's
@@ -33,7 +35,7 @@ def help_page(family: str, signature: str, options: bool = True) -> Callable[[F]
     def complete(function: F) -> F:
         rows = [r for r in manifest().values() if r.family == family]
         table = "\n".join(f"    {r.name:<30}{megabytes(r):>8.0f} MB   {r.licence}" for r in rows)
-        text = f"{function.__name__}{signature}\n\n{function.__doc__}"
+        text = f"{function.__name__}{signature}\n\n{inspect.cleandoc(function.__doc__ or '')}\n"
         function.__doc__ = f"{text}{_OPTIONS if options else ''}\nWeights, size and licence:\n{table}\n"
         return function
 
