@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from .encoder import Encoded, Encoder, EncoderOptions
 from .errors import InputError
-from .layers import ACTIVATIONS, Encoded, Encoder, EncoderOptions, LayerNorm, Linear, check_ids
+from .layers import ACTIVATIONS, LayerNorm, Linear, check_ids
 
 IGNORED = -100  # the label that says: no label here
 

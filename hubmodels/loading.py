@@ -23,9 +23,10 @@ from .checkpoint.config import Family
 from .checkpoint.dialects import translate
 from .checkpoint.keymap import Entry, Report
 from .checkpoint.readers import read_checkpoint
+from .encoder import Encoder
 from .errors import CatalogError, CheckpointError, ConfigError, InputError
 from .heads import Model
-from .layers import Encoder, initialise
+from .layers import initialise
 from .tokenizers import WordPieceTokenizer
 
 AnyModel = Encoder | Model

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .encoder import Encoder
 from .errors import InputError
 from .heads import IGNORED, MaskedLM
-from .layers import Encoder
 from .tokenizers import WordPieceTokenizer, check_texts
 
 POOLINGS = ("mean", "first", "pooler")

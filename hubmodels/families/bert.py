@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from ..checkpoint.config import Family, FamilyConfig
 from ..checkpoint.keymap import ALIAS, DROP, FUSE, KeyMap
+from ..encoder import Encoder
 from ..errors import ConfigError
 from ..heads import (
     MaskedLM,
@@ -20,7 +21,7 @@ from ..heads import (
     TokenClassification,
     WordPrediction,
 )
-from ..layers import ACTIVATIONS, Attention, Embeddings, Encoder, FeedForward, Linear, PostNormBlock
+from ..layers import ACTIVATIONS, Attention, Embeddings, FeedForward, Linear, PostNormBlock
 
 
 @dataclass(frozen=True)
