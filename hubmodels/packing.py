@@ -83,8 +83,8 @@ def find_padding(attention_mask: Tensor) -> Packing:
     return Packing(batch, length, real.flatten().nonzero().squeeze(1), offsets, longest)
 
 
-# What torch.compiler.disable sets; the decorator itself imports the whole compiler, as much again as torch.
-find_padding._torchdynamo_disable = True  # type: ignore[attr-defined]
+# As torch.compiler.disable, which imports the whole compiler at once, as much again as torch; this waits for a call.
+_find_padding_untraced = torch._disable_dynamo(find_padding)
 
 
 def packing_of(batch: int, length: int, attention_mask: Tensor | None) -> Packing:
@@ -97,7 +97,8 @@ def packing_of(batch: int, length: int, attention_mask: Tensor | None) -> Packin
         return Packing(batch, length)
     shape = tuple(attention_mask.shape)
     if shape == (batch, length):
-        return find_padding(attention_mask)
+        find = _find_padding_untraced if torch.compiler.is_compiling() else find_padding
+        return find(attention_mask)
     if shape == (batch, length, length):
         return Packing(batch, length, pairwise=attention_mask != 0)
     raise InputError(
