@@ -102,14 +102,15 @@ class Encoder(nn.Module):
             raise InputError("give either input_ids [B, S] or inputs_embeds [B, S, D], not both and not neither")
         packing = self._packing(words, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids)
         x = self.embeddings(words, token_type_ids, position_ids, packing)  # [T, D]
-        states: list[Tensor] = [x]
+        states: list[Tensor] = [x] if output_hidden_states else []  # kept alive only if they are asked for
         probs: list[Tensor] | None = [] if output_attentions else None
         for layer in self.layers:
             run: Callable[..., Tensor] = layer
             if self.gradient_checkpointing and self.training:
                 run = partial(checkpoint, layer, use_reentrant=False)
             x = run(x, packing, probs)
-            states.append(x)
+            if output_hidden_states:
+                states.append(x)
         hidden_states = tuple(packing.unpack(s) for s in states) if output_hidden_states else None
         return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
 

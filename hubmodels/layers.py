@@ -212,10 +212,15 @@ def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
     return x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2)
 
 
+def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """What `ragged_attention` gives, without values: all that torch.compile has to know of it."""
+    lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
 def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    out, lse = _empty_results(q, k, v, offsets)
     for run in _runs(offsets):
         attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)))
         _rows(out, run).copy_(attended)
@@ -241,10 +246,7 @@ def _ragged_attention_backward(
     return dq, dk, dv
 
 
-@ragged_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+ragged_attention.register_fake(_empty_results)
 
 
 @_ragged_attention_backward.register_fake

@@ -224,7 +224,8 @@ def _takes_num_labels(cls: type) -> bool:
 def _fill(model: AnyModel, family: Family, used: UsedFile, head_seed: int | None, device, dtype) -> tuple[str, Report]:
     """Put the file's tensors into the model. Returns the file's dialect and the account."""
     tensors, dialect = translate(read_checkpoint(used.path), str(used.path))
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     declared = set() if head_seed is None else set(model.own_parts) - {"pooler"}
     if head_seed is not None and not declared:
         raise InputError(f"head_seed = {head_seed}: {type(model).__name__} has no head to start anew")
@@ -239,7 +240,6 @@ def _fill(model: AnyModel, family: Family, used: UsedFile, head_seed: int | None
             f"{used.path} has no {parts} for {type(model).__name__}: it starts anew from seed 0 and has to be trained",
             stacklevel=4,
         )
-    parameters = dict(model.named_parameters())
     state = {name: loaded.get(name, parameters[name].data).to(device=device, dtype=dtype) for name in wanted}
     model.load_state_dict(state, strict=True, assign=True)
     return dialect, report

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -582,3 +583,19 @@ def test_building_draws_no_random_number(name):
 def test_sizes_of_the_tiny_models_are_pairwise_distinct():
     sizes = [B, S, D, H, D // H, V, INNER, LAYERS, POSITIONS, rows_of("BertForMultipleChoice")[1]]
     assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_layers_states_live_on_only_if_they_are_asked_for(asked):
+    """Otherwise a forward without gradients would hold every layer's [T, D] to its end."""
+    ours, _ = pair("BertModel")
+    first, alive = [], []
+    hooks = [
+        ours.layers[0].register_forward_hook(lambda _, __, states: first.append(weakref.ref(states))),
+        ours.layers[-1].register_forward_hook(lambda *_: alive.append(first[0]() is not None)),
+    ]
+    with torch.no_grad():
+        ours(**inputs_of("BertModel", "right"), output_hidden_states=asked)
+    for hook in hooks:
+        hook.remove()
+    assert alive == [asked]

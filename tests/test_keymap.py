@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import NAMES
 from torch import Tensor, nn
 
 from hubmodels.checkpoint.dialects import translate
@@ -20,16 +21,6 @@ SIZES = {
     "max_position_embeddings": 17,
     "type_vocab_size": 4,
 }
-NAMES = [
-    "BertModel",
-    "BertForPreTraining",
-    "BertForMaskedLM",
-    "BertForNextSentencePrediction",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertForQuestionAnswering",
-    "BertForMultipleChoice",
-]
 KEYS = bert.KEYS
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 
