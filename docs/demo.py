@@ -18,3 +18,11 @@ for text in ("the ship sailed across the [MASK] .", "he took his hat and [MASK] 
     print(f"\n{text}")
     for word, probability in words:
         print(f"  {word:<12} {probability:.3f}")
+
+tokenizer = torch.hub.load(HERE, "gptTokenizer", "gpt-nano", source="local")
+model = torch.hub.load(HERE, "gpt", "gpt-nano", source="local")
+print(f"\n{model.provenance}\n")
+
+prompt = tokenizer("The captain looked at the sea, and")
+added = model.generate(**prompt, max_new_tokens=40, temperature=0.8, seed=1)[0].ids
+print(tokenizer.decode([*prompt["input_ids"][0], *added]))

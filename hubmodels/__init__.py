@@ -5,5 +5,6 @@ __version__ = "0.1.0"
 from . import hub
 from .hub import *  # noqa: F403
 from .loading import export
+from .prepack import accelerate
 
-__all__ = [*hub.__all__, "export"]
+__all__ = [*hub.__all__, "accelerate", "export"]

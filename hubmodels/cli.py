@@ -1,6 +1,7 @@
 """The command `hubmodels`: a thin face on the catalog and the tasks."""
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 from . import __version__, hub
 from .catalog import lookup
 from .errors import HubModelsError, InputError
+from .loading import model_type_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hubmodels", description="BERT in plain PyTorch, with pinned weights.")
+    parser = argparse.ArgumentParser(
+        prog="hubmodels", description="BERT and GPT in plain PyTorch, with pinned weights."
+    )
     parser.add_argument("--version", action="version", version=f"hubmodels {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -44,11 +48,35 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--top-k", type=int, default=5, metavar="K", help="words for each mask (5)")
     embed = command("embed", _embed, "A vector for each text.")
     embed.add_argument("--pooling", default="mean", help="mean (default), first or pooler")
-    for made in (fill, embed):
+    generate = command("generate", _generate, "Go on from a text, as it comes.")
+    _add_generation_arguments(generate)
+    score = command("score", _score, "How likely each token of a text is after those before it.")
+    perplexity = command("perplexity", _perplexity, "How well a model foresees whole files.")
+    perplexity.add_argument("files", nargs="+", type=Path, metavar="FILE", help="UTF-8 text")
+    perplexity.add_argument(
+        "--stride", type=int, metavar="N", help="tokens between windows (half the model's positions)"
+    )
+    for made in (fill, embed, generate, score):
         made.add_argument("texts", nargs="*", metavar="TEXT", help="none: standard input, a text a line")
         made.add_argument("--file", action="append", type=Path, default=[], help="a text a line; may be repeated")
-        made.add_argument("--model", default="bert-nano", help="weights name or path (bert-nano)")
+    for made, model in ((fill, "bert"), (embed, "bert"), (generate, "gpt"), (score, "gpt"), (perplexity, "gpt")):
+        made.add_argument("--model", default=f"{model}-nano", help=f"weights name or path ({model}-nano)")
     return parser
+
+
+def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-new-tokens", type=int, default=100, metavar="N", help="tokens to add at most (100)")
+    add("--temperature", type=float, metavar="T", help="0: always the likeliest word; more: bolder (0.8; with beams 0)")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest words")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest words that together have probability P")
+    add("--min-p", type=float, metavar="P", help="draw from words at least P times as likely as the likeliest")
+    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: repeat less (1)")
+    add("--num-beams", type=int, default=1, metavar="N", help="search for the likeliest text with N beginnings (1)")
+    add("--length-penalty", type=float, default=1.0, metavar="L", help="of beams; higher: longer (1)")
+    add("--samples", type=int, default=1, metavar="N", dest="num_return_sequences", help="texts for each prompt (1)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
+    add("--seed", type=int, help="the same seed draws the same words")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -79,7 +107,8 @@ def _show(options: argparse.Namespace) -> None:
     _print_table(("CONFIG", ""), ((key, str(value)) for key, value in record.config.items()))
     for file in files:
         print()
-        _print_table(("FILE", file.pop("filename")), ((key, str(value)) for key, value in file.items()))
+        head = ("FILE", file.pop("filename"))
+        _print_table(head, ((key, str(value)) for key, value in file.items() if value is not None))
 
 
 def _fill_mask(options: argparse.Namespace) -> None:
@@ -118,6 +147,78 @@ def _embed(options: argparse.Namespace) -> None:
     beginnings = (" ".join(f"{x:7.4f}" for x in vector[:4]) + " …" for vector in vectors.tolist())
     lines = [(t, b, f"{c:.3f}") for t, b, c in zip(texts, beginnings, cosines, strict=True)]
     _print_table(("TEXT", f"VECTOR ({vectors.shape[1]} numbers)", "COSINE TO FIRST"), lines, right=(2,))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from . import tasks
+    from .generation import GenerationOptions
+
+    prompts = [""] if options.texts == [""] else _texts(options)  # an empty prompt: the beginning of any text
+    model, tokenizer = _language_model(options.model)
+    chosen = {key: value for key, value in vars(options).items() if key in GenerationOptions.__dataclass_fields__}
+    if options.temperature is None:
+        chosen["temperature"] = 0.8 if options.num_beams == 1 else 0.0
+    if not options.json and len(prompts) == options.num_beams == options.num_return_sequences == 1:
+        pieces = tasks.stream(model, tokenizer, prompts[0], stop=options.stop, **chosen)
+        for piece in itertools.chain(prompts, pieces):
+            print(piece, end="", flush=True)
+        return print()
+    found = tasks.generate(model, tokenizer, prompts, stop=options.stop, **chosen)
+    if options.json:
+        return _print_json([completion._asdict() for completion in found])
+    print("\n\n".join(completion.prompt + completion.text for completion in found))
+
+
+def _score(options: argparse.Namespace) -> None:
+    from .tasks import score
+
+    texts = _texts(options)
+    model, tokenizer = _language_model(options.model)
+    found = score(model, tokenizer, texts)
+    if options.json:
+        pairs = zip(texts, found, strict=True)
+        return _print_json([{"text": text, **each._asdict(), "total": each.total} for text, each in pairs])
+    lines = []
+    for text, each in zip(texts, found, strict=True):
+        lines.append((text, "", f"{each.total:.3f}"))
+        tokens = tokenizer.tokens(each.token_ids)
+        lines += [("", token, f"{value:.3f}") for token, value in zip(tokens, each.logprobs, strict=True)]
+    _print_table(("TEXT", "TOKEN", "LOG-PROBABILITY"), lines, right=(2,))
+
+
+def _perplexity(options: argparse.Namespace) -> None:
+    from .tasks import perplexity
+
+    texts = ["\n".join(_lines(str(path), path.read_bytes)) for path in options.files]
+    model, tokenizer = _language_model(options.model)
+    found = []
+    for path, text in zip(options.files, texts, strict=True):
+        try:
+            found.append(perplexity(model, tokenizer, text, stride=options.stride))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    if options.json:
+        pairs = zip(options.files, found, strict=True)
+        return _print_json([{"file": str(path), **each._asdict()} for path, each in pairs])
+    lines = [
+        (str(path), f"{each.perplexity:.2f}", f"{each.bits_per_byte:.3f}", f"{each.tokens:,}")
+        for path, each in zip(options.files, found, strict=True)
+    ]
+    _print_table(("FILE", "PERPLEXITY", "BITS PER BYTE", "TOKENS"), lines, right=(1, 2, 3))
+
+
+def _language_model(weights: str) -> tuple[Any, Any]:
+    """The language model and the tokenizer of any family that has one."""
+    families = {
+        "gpt": (hub.gpt, hub.gptTokenizer),
+        "openai-gpt": (hub.gpt, hub.gptTokenizer),
+        "gpt2": (hub.gpt2, hub.gpt2Tokenizer),
+    }
+    family = model_type_of(weights)
+    if family not in families:
+        raise InputError(f"{weights}: expected a language model, gpt or gpt2, got {family}")
+    model, tokenizer = families[family]
+    return model(weights), tokenizer(weights)
 
 
 def _texts(options: argparse.Namespace) -> list[str]:

@@ -1,6 +1,6 @@
 """What stands on an encoder: the eight model classes of the original port, less their family, and their losses.
 
-Every class takes input_ids, attention_mask, token_type_ids and the options of `Encoder.encode`, and returns a named
+Every class takes input_ids, attention_mask, token_type_ids and the options of `Transformer.encode`, and returns a named
 tuple. With labels it also computes the loss, as the reference does (transformers, modeling_bert.py); -100 marks what
 is not labelled.
 """
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .encoder import Encoded, Encoder, EncoderOptions
 from .errors import InputError
 from .layers import ACTIVATIONS, LayerNorm, Linear, check_ids
+from .transformer import Encoded, Encoder, EncoderOptions, Transformer
 
 IGNORED = -100  # the label that says: no label here
 
@@ -49,31 +49,32 @@ class QuestionAnsweringOutput(NamedTuple):
 
 
 class Model(nn.Module):
-    """An encoder and something on it. `own_parts`: modules a base checkpoint lacks and that may start fresh."""
+    """A transformer and something on it. `own_parts`: modules a base checkpoint lacks and that may start fresh."""
 
     own_parts: ClassVar[tuple[str, ...]] = ()
+    architecture: ClassVar[str] = ""  # what config.json calls the class, if it is not the class's name
     provenance: Any  # set by loading: its `Provenance`
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, transformer: Transformer):
         super().__init__()
-        self.encoder = encoder
+        self.transformer = transformer
 
     @property
     def family(self) -> Any:
-        return self.encoder.family
+        return self.transformer.family
 
     @property
     def config(self) -> Any:
-        return self.encoder.config
+        return self.transformer.config
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """See `Encoder`."""
-        return self.encoder.gradient_checkpointing
+        """See `Transformer`."""
+        return self.transformer.gradient_checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enabled: bool) -> None:
-        self.encoder.gradient_checkpointing = enabled
+        self.transformer.gradient_checkpointing = enabled
 
 
 class LogitsModel(Model):
@@ -88,8 +89,8 @@ class LogitsModel(Model):
         labels: Tensor | None = None,
         **options: Unpack[EncoderOptions],
     ) -> LogitsOutput:
-        """Inputs and options as for `Encoder.encode`; shapes of labels and logits as the class says."""
-        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
+        """Inputs and options as for `Transformer.encode`; shapes of labels and logits as the class says."""
+        encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options)
         loss, logits = self.answer(encoded, labels)
         return LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
@@ -142,7 +143,7 @@ class MaskedLM(LogitsModel):
         self.head = head
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        return self.head.predict(encoded, self.encoder.embeddings.word.weight, labels)
+        return self.head.predict(encoded, self.transformer.embeddings.word.weight, labels)
 
 
 class NextSentencePrediction(LogitsModel):
@@ -152,19 +153,21 @@ class NextSentencePrediction(LogitsModel):
     """
 
     own_parts = ("pooler", "next_sentence")
+    transformer: Encoder
 
     def __init__(self, encoder: Encoder, size: int):
         super().__init__(encoder)
         self.next_sentence = Linear(size, 2)
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        return sequence_loss(self.next_sentence(self.encoder.pool(encoded.states, encoded.packing)), labels)
+        return sequence_loss(self.next_sentence(self.transformer.pool(encoded.states, encoded.packing)), labels)
 
 
 class PreTraining(Model):
     """Both tasks of BERT's pretraining. Adds `head` and `next_sentence`."""
 
     own_parts = ("pooler", "head", "next_sentence")
+    transformer: Encoder
 
     def __init__(self, encoder: Encoder, head: WordPrediction, size: int):
         super().__init__(encoder)
@@ -182,9 +185,9 @@ class PreTraining(Model):
         **options: Unpack[EncoderOptions],
     ) -> PreTrainingOutput:
         """labels as for `MaskedLM`, next_sentence_label [B] as for `NextSentencePrediction`; losses are summed."""
-        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
-        loss, words = self.head.predict(encoded, self.encoder.embeddings.word.weight, labels)
-        pooled = self.encoder.pool(encoded.states, encoded.packing)
+        encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options)
+        loss, words = self.head.predict(encoded, self.transformer.embeddings.word.weight, labels)
+        pooled = self.transformer.pool(encoded.states, encoded.packing)
         follows, relation = sequence_loss(self.next_sentence(pooled), next_sentence_label)
         losses = [part for part in (loss, follows) if part is not None]
         total = torch.stack(losses).sum() if losses else None
@@ -198,6 +201,7 @@ class SequenceClassification(LogitsModel):
     """
 
     own_parts = ("pooler", "classifier")
+    transformer: Encoder
 
     def __init__(self, encoder: Encoder, size: int, num_labels: int, dropout: float):
         super().__init__(encoder)
@@ -205,7 +209,7 @@ class SequenceClassification(LogitsModel):
         self.classifier = Linear(size, num_labels)
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        pooled = self.encoder.pool(encoded.states, encoded.packing)
+        pooled = self.transformer.pool(encoded.states, encoded.packing)
         return sequence_loss(self.classifier(self.dropout(pooled)), labels)
 
 
@@ -228,20 +232,12 @@ class MultipleChoice(SequenceClassification):
         labels: Tensor | None = None,
         **options: Unpack[EncoderOptions],
     ) -> LogitsOutput:
-        """Inputs and options as for `Encoder.encode`, with a dimension of candidates after the batch."""
-        words = input_ids if input_ids is not None else options.get("inputs_embeds")
-        if words is None or words.dim() != (4 if words.is_floating_point() else 3):
-            got = None if words is None else tuple(words.shape)
-            raise InputError(f"input: expected ids [batch, choices, length] or vectors with one more, got shape {got}")
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            **options,
-        }
-        rows: dict[str, Any] = {name: x.flatten(0, 1) if isinstance(x, Tensor) else x for name, x in inputs.items()}
-        encoded = self.encoder.encode(**rows)
-        logits = self.answer(encoded, None)[1].view(words.shape[:2])
+        """Inputs and options as for `Transformer.encode`, with a dimension of candidates after the batch."""
+        inputs, shape = flatten_choices(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, **options
+        )
+        encoded = self.transformer.encode(**inputs)
+        logits = self.answer(encoded, None)[1].view(shape)
         loss = None
         if labels is not None:
             check_labels("labels", labels, logits.shape[:1])
@@ -291,7 +287,7 @@ class QuestionAnswering(Model):
 
         As in the reference a position below 0 counts as 0, one of S or more as no label; here one at padding too.
         """
-        encoded = self.encoder.encode(input_ids, attention_mask, token_type_ids, **options)
+        encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options)
         packing = encoded.packing
         scores = self.qa_outputs(encoded.states)  # [T, 2]
         start, end = packing.unpack(scores, fill=torch.finfo(scores.dtype).min).unbind(-1)  # [B, S]
@@ -309,11 +305,26 @@ class QuestionAnswering(Model):
         return cross_entropy(logits, positions.masked_fill((positions == length) | at_padding, IGNORED))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
     """[M, N], [M] -> mean over the labelled rows; 0 where none is labelled (the reference's mean of nothing is NaN)."""
     labelled = labels != IGNORED
-    check_ids("labels", labels.masked_fill(~labelled, 0), logits.shape[-1], "the head")
-    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / labelled.sum().clamp(min=1)
+    check_ids(name, labels.masked_fill(~labelled, 0), logits.shape[-1], "the head")
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / labelled.sum().clamp(min=1)
+
+
+def flatten_choices(**inputs: Any) -> tuple[dict[str, Any], torch.Size]:
+    """Inputs of C candidates each, [B, C, ...] -> the same as B * C rows, and [B, C]."""
+    words = inputs["input_ids"] if inputs["input_ids"] is not None else inputs.get("inputs_embeds")
+    if words is None or words.dim() != (4 if words.is_floating_point() else 3):
+        got = None if words is None else tuple(words.shape)
+        raise InputError(f"input: expected ids [batch, choices, length] or vectors with one more, got shape {got}")
+    rows = {}
+    for name, x in inputs.items():
+        candidates = isinstance(x, Tensor) and not (x.dim() == 2 and len(x) == 1)  # [1, S] holds for every row
+        if candidates and x.shape[:3] != words.shape[:3]:
+            raise InputError(f"{name}: expected shape {tuple(words.shape[:3])}, as the input, got {tuple(x.shape)}")
+        rows[name] = x.flatten(0, 1) if candidates else x
+    return rows, words.shape[:2]
 
 
 def check_labels(name: str, labels: Tensor, shape: tuple[int, ...]) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cache import LayerCache, Seen
 from .errors import InputError
 from .packing import Packing
 
@@ -31,6 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 # Parameters are made without values: the loader fills them from a file, `initialise` draws them. torch's own
 # initialisers would draw 110 million random numbers only for them to be overwritten.
 class Linear(nn.Linear):
+    start = 1.0  # the standard deviation of its starting weights, as a part of the model's
+
     def reset_parameters(self) -> None:
         pass
 
@@ -49,7 +52,8 @@ class LayerNorm(nn.LayerNorm):
 def initialise(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
     """Give every parameter of `module` its starting value: weights normal(0, std), biases 0, norms 1.
 
-    The row of the padding token starts at zero. Numbers come from `generator` (default: torch's global one).
+    A `Linear` may scale std by its `start`. The row of the padding token starts at zero. Numbers come from `generator`
+    (default: torch's global one).
     Source: Devlin 2018, appendix A.2; the reference port's `_init_weights`.
     """
     for part in module.modules():
@@ -59,7 +63,7 @@ def initialise(module: nn.Module, std: float, generator: torch.Generator | None 
             elif name == "bias":
                 parameter.zero_()
             else:
-                parameter.normal_(0.0, std, generator=generator)
+                parameter.normal_(0.0, std * getattr(part, "start", 1.0), generator=generator)
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             part.weight[part.padding_idx].zero_()
 
@@ -69,6 +73,8 @@ def check_ids(name: str, ids: Tensor, size: int, what: str) -> None:
 
     An embedding that is indexed out of range says nothing useful on a CPU and ends the CUDA context on a GPU.
     """
+    if ids.is_floating_point():
+        raise InputError(f"{name}: expected whole numbers, got {ids.dtype}")
     if torch.compiler.is_compiling() or ids.numel() == 0:
         return
     lowest, highest = (int(i) for i in ids.aminmax())
@@ -78,31 +84,26 @@ def check_ids(name: str, ids: Tensor, size: int, what: str) -> None:
 
 
 class Embeddings(nn.Module):
-    """Word + token type + position, normalised. Source: Devlin 2018 §3, figure 2; google bert modeling.py."""
+    """Word + position; a token type is one more word. Source: Radford 2018 §3.1; finetune-transformer-lm, train.py."""
 
-    def __init__(self, words: int, positions: int, types: int, size: int, *, padding: int, eps: float, dropout: float):
+    def __init__(self, words: int, positions: int, size: int, *, dropout: float, padding: int | None = None):
         super().__init__()
         self.word = Embedding(words, size, padding_idx=padding)
         self.position = Embedding(positions, size)
-        self.token_type = Embedding(types, size)
-        self.norm = LayerNorm(size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, words: Tensor, token_types: Tensor | None, positions: Tensor | None, packing: Packing) -> Tensor:
+    def forward(
+        self, words: Tensor, token_types: Tensor | None, positions: Tensor | None, packing: Packing, begin: int = 0
+    ) -> Tensor:
         """words: ids [B, S] or vectors [B, S, D]; token_types, positions [B, S] or None -> [T, D]
 
-        token_types None: all 0. positions None: the column, counted from 0, padding included.
+        positions None: the column, counted from `begin`, padding included.
         """
-        if positions is not None:
-            check_ids("position_ids", positions, self.position.num_embeddings, "the position table")
-        x = self._words(packing.pack(words))
-        if token_types is None:
-            x = x + self.token_type.weight[0]
-        else:
-            check_ids("token_type_ids", token_types, self.token_type.num_embeddings, "the token type table")
-            x = x + self.token_type(packing.pack(token_types.expand(packing.batch, packing.length)))
-        x = x + self._positions(positions, packing)
-        return self.dropout(self.norm(x))
+        x = self._words(packing.pack(words)) + self._positions(positions, packing, begin)
+        if token_types is not None:
+            check_ids("token_type_ids", token_types, self.word.num_embeddings, "the vocabulary")
+            x = x + self.word(packing.pack(token_types.expand(packing.batch, packing.length)))
+        return self.dropout(x)
 
     def _words(self, words: Tensor) -> Tensor:
         """ids [T] or vectors [T, D] -> [T, D]"""
@@ -111,44 +112,88 @@ class Embeddings(nn.Module):
         check_ids("input_ids", words, self.word.num_embeddings, "the vocabulary")
         return self.word(words)
 
-    def _positions(self, positions: Tensor | None, packing: Packing) -> Tensor:
+    def _positions(self, positions: Tensor | None, packing: Packing, begin: int = 0) -> Tensor:
         """[B, S] or None -> [T, D]"""
         if positions is not None:
+            check_ids("position_ids", positions, self.position.num_embeddings, "the position table")
             return self.position(packing.pack(positions.expand(packing.batch, packing.length)))
         if packing.indices is not None:
-            return self.position(packing.indices % packing.length)
-        rows = self.position.weight[: packing.length]  # [S, D]
+            return self.position(packing.indices % packing.length + begin)
+        rows = self.position.weight[begin : begin + packing.length]  # [S, D]
         return rows.expand(packing.batch, *rows.shape).flatten(0, 1)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention on packed tokens. Source: Vaswani 2017 §3.2; Devlin 2018 §3."""
+class NormalisedEmbeddings(Embeddings):
+    """Word + token type + position, normalised. Source: Devlin 2018 §3, figure 2; google bert modeling.py."""
 
-    def __init__(self, size: int, heads: int, *, dropout: float):
+    def __init__(self, words: int, positions: int, types: int, size: int, *, padding: int, eps: float, dropout: float):
+        super().__init__(words, positions, size, dropout=dropout, padding=padding)
+        self.token_type = Embedding(types, size)
+        self.norm = LayerNorm(size, eps=eps)
+
+    def forward(
+        self, words: Tensor, token_types: Tensor | None, positions: Tensor | None, packing: Packing, begin: int = 0
+    ) -> Tensor:
+        """As `Embeddings`; token_types None: all 0."""
+        x = self._words(packing.pack(words))
+        if token_types is None:
+            x = x + self.token_type.weight[0]
+        else:
+            check_ids("token_type_ids", token_types, self.token_type.num_embeddings, "the token type table")
+            x = x + self.token_type(packing.pack(token_types.expand(packing.batch, packing.length)))
+        x = x + self._positions(positions, packing, begin)
+        return self.dropout(self.norm(x))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on packed tokens. Source: Vaswani 2017 §3.2; Devlin 2018 §3.
+
+    scale: of the scores, beside the usual 1 / sqrt(K).
+    """
+
+    def __init__(self, size: int, heads: int, *, dropout: float, scale: float = 1.0):
         super().__init__()
         self.heads = heads
         self.qkv = Linear(size, 3 * size)
         self.output = Linear(size, size)
         self.dropout = dropout
+        self.scale = scale
 
-    def forward(self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None) -> Tensor:
-        """[T, D] -> [T, D]; the attention weights [B, H, S, S] are appended to `probs` if it is given."""
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads).unbind(1)  # [T, H, K]
-        return self.output(self.attend(q, k, v, packing, probs).flatten(1))
+    def forward(
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+    ) -> Tensor:
+        """[T, D] -> [T, D]; the attention weights [B, H, S, columns] are appended to `probs` if it is given."""
+        qkv = self.qkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads)
+        seen = None if past is None else past.extend(qkv[:, 1:], packing)
+        q, k, v = qkv.unbind(1)  # [T, H, K]
+        if self.scale != 1.0:
+            q = q * self.scale
+        return self.output(self.attend(q, k, v, packing, probs, seen).flatten(1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, probs: list[Tensor] | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packing: Packing,
+        probs: list[Tensor] | None,
+        seen: Seen | None = None,
+    ) -> Tensor:
         """[T, H, K] three times -> [T, H, K]: the one place that knows which kernel runs.
 
-        A family with a score bias overrides this method alone.
+        seen: what the tokens look at, if there is more than themselves. A family with a score bias overrides this
+        method alone.
         """
         dropout = self.dropout if self.training else 0.0
+        if seen is not None:
+            return seen_attention(q, seen, packing, dropout, probs)
         if probs is not None:
             return explicit_attention(q, k, v, packing, dropout, probs)
         if packing.offsets is not None and dropout == 0.0:
             if q.is_cpu:
                 plain = not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and q.requires_grad)
                 kernel = _ragged_attention if plain else ragged_attention
-                return kernel(q, k, v, packing.offsets)[0]
+                return kernel(q, k, v, packing.offsets, packing.causal)[0]
             if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
                 return varlen_attention(q, k, v, packing)
         return padded_attention(q, k, v, packing, dropout)
@@ -158,22 +203,34 @@ def explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float, probs: list[Tensor]
 ) -> Tensor:
     """Softmax written out, for who wants to see the weights. Padding has weight 0 and gives none."""
-    q, k, v = (packing.unpack(t).transpose(1, 2) for t in (q, k, v))  # [B, H, S, K]
-    scores = q @ k.mT * q.shape[-1] ** -0.5  # [B, H, S, S]
-    mask = packing.mask()
+    keys, values = (packing.unpack(t).transpose(1, 2) for t in (k, v))  # [B, H, S, K]
+    return seen_attention(q, Seen(keys, values, packing.mask(q.device)), packing, dropout, probs)
+
+
+def seen_attention(q: Tensor, seen: Seen, packing: Packing, dropout: float, probs: list[Tensor] | None) -> Tensor:
+    """The new tokens [T, H, K] look at all that `seen` lets them."""
+    keys, values, mask = seen
+    padded = packing.unpack(q).transpose(1, 2).to(keys.dtype)  # [B, H, S, K]
+    if probs is None:
+        out = F.scaled_dot_product_attention(padded, keys, values, attn_mask=mask, dropout_p=dropout)
+        return packing.pack(out.transpose(1, 2)).to(q.dtype)
+    scores = padded @ keys.mT * q.shape[-1] ** -0.5  # [B, H, S, columns]
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.softmax(-1), dropout)
-    if packing.indices is not None:  # a padding position's own row is nobody's weights
-        weights = weights * packing.unpack(q.new_ones(packing.indices.shape))[:, None, :, None]
-    probs.append(weights)
-    return packing.pack((weights @ v).transpose(1, 2))
+    real = packing.real()
+    if real is not None:  # a padding position's own row is nobody's weights
+        weights = weights * real[:, None, :, None]
+    probs.append(weights.to(q.dtype))
+    return packing.pack((weights @ values).transpose(1, 2)).to(q.dtype)
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:
     """torch's fused attention over [B, S]: best where nothing is padding, the fallback where something is."""
     q, k, v = (packing.unpack(t).transpose(1, 2) for t in (q, k, v))  # [B, H, S, K]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.mask(), dropout_p=dropout)
+    is_causal = packing.causal and packing.indices is None and packing.pairwise is None
+    mask = None if is_causal else packing.mask(q.device)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     return packing.pack(out.transpose(1, 2))
 
 
@@ -182,7 +239,9 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
     from torch.nn.attention.varlen import varlen_attn
 
     offsets: Any = packing.offsets
-    return varlen_attn(q, k, v, offsets, offsets, packing.longest, packing.longest)  # type: ignore[return-value]
+    window = (-1, 0) if packing.causal else (-1, -1)  # columns to the left and right that a token sees; -1: all
+    longest = packing.longest
+    return varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window)  # type: ignore[return-value]
 
 
 # On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask,
@@ -212,17 +271,17 @@ def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
     return x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2)
 
 
-def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
     """What `ragged_attention` gives, without values: all that torch.compile has to know of it."""
     lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
-def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
     """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
     out, lse = _empty_results(q, k, v, offsets)
     for run in _runs(offsets):
-        attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)))
+        attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)), 0.0, causal)
         _rows(out, run).copy_(attended)
         _rows(lse, run).copy_(sums)
     return out, lse
@@ -236,11 +295,11 @@ ragged_attention = torch.library.custom_op(
 
 @torch.library.custom_op(f"{_NAMESPACE}::ragged_attention_backward", mutates_args=(), device_types="cpu")
 def _ragged_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for run in _runs(offsets):
-        parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, False)
+        parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, causal)
         for whole, part in zip((dq, dk, dv), parts, strict=True):
             _rows(whole, run).copy_(part)
     return dq, dk, dv
@@ -250,19 +309,28 @@ ragged_attention.register_fake(_empty_results)
 
 
 @_ragged_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor):
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:3], *output, inputs[3])
+    ctx.causal = inputs[4]
 
 
 def _backward(ctx, grad: Tensor, _: Tensor):
-    return *_ragged_attention_backward(grad, *ctx.saved_tensors), None
+    return *_ragged_attention_backward(grad, *ctx.saved_tensors, ctx.causal), None, None
 
 
 ragged_attention.register_autograd(_backward, setup_context=_save)
+
+
+class WordScores(nn.Module):
+    """States -> a score for every word. The matrix is the word table itself, handed in: nothing of its own."""
+
+    def forward(self, states: Tensor, table: Tensor) -> Tensor:
+        """[T, D], [V, D] -> [T, V]"""
+        return F.linear(states, table)
 
 
 class FeedForward(nn.Module):
@@ -279,8 +347,8 @@ class FeedForward(nn.Module):
         return self.output(ACTIVATIONS[self.activation](self.inner(x)))
 
 
-class PostNormBlock(nn.Module):
-    """Attention, then feed-forward; each added to its input and normalised after. Source: Vaswani 2017 §3.1."""
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to its input. What is normalised, and when, the kind of block says."""
 
     def __init__(self, attention: Attention, feed_forward: FeedForward, size: int, *, eps: float, dropout: float):
         super().__init__()
@@ -290,7 +358,24 @@ class PostNormBlock(nn.Module):
         self.feed_forward_norm = LayerNorm(size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None) -> Tensor:
+
+class PostNormBlock(Block):
+    """Normalised after adding. Source: Vaswani 2017 §3.1."""
+
+    def forward(
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+    ) -> Tensor:
         """[T, D] -> [T, D]"""
-        x = self.attention_norm(x + self.dropout(self.attention(x, packing, probs)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, packing, probs, past)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class PreNormBlock(Block):
+    """Normalised before each part; what is added up never is. Source: Radford 2019 §2.3."""
+
+    def forward(
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+    ) -> Tensor:
+        """[T, D] -> [T, D]"""
+        x = x + self.dropout(self.attention(self.attention_norm(x), packing, probs, past))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,18 +24,21 @@ from .checkpoint.config import Family
 from .checkpoint.dialects import translate
 from .checkpoint.keymap import Entry, Report
 from .checkpoint.readers import read_checkpoint
-from .encoder import Encoder
 from .errors import CatalogError, CheckpointError, ConfigError, InputError
 from .heads import Model
 from .layers import initialise
-from .tokenizers import WordPieceTokenizer
+from .tokenizers import Tokenizer, read_tokenizer
+from .transformer import Transformer
 
-AnyModel = Encoder | Model
+AnyModel = Transformer | Model
 M = TypeVar("M", bound=AnyModel)
+T = TypeVar("T", bound=Tokenizer)
 _LOCAL_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_OPENAI_SHAPES = "params_shapes.json"  # beside OpenAI's shards, which come without a config.json
+_OPENAI_FILE = re.compile(r"params_(\d+\.npy|shapes\.json)")
 
 
-class ModelOptions(TypedDict, total=False):
+class LoadOptions(TypedDict, total=False):
     """Keyword arguments of every model entry point. See `load_model`."""
 
     pretrained: bool
@@ -44,10 +48,17 @@ class ModelOptions(TypedDict, total=False):
     cache_dir: str | Path | None
     num_labels: int | None
     head_seed: int | None
+
+
+class ModelOptions(LoadOptions, total=False):
+    """And those that set a field of the config, for families that have it: see their ADJUSTABLE."""
+
     hidden_act: str
     hidden_dropout_prob: float
+    embedding_dropout_prob: float
     attention_probs_dropout_prob: float
     classifier_dropout: float | None
+    summary_dropout_prob: float
     layer_norm_eps: float
     initializer_range: float
 
@@ -62,9 +73,15 @@ class UsedFile:
     pinned: str | None = None
 
     @cached_property
+    def digest(self) -> str:
+        """What pins the file, verified at loading; of a local file the SHA-256 of its bytes now."""
+        return self.pinned or f"SHA-256 {self.sha256}"
+
+    @cached_property
     def sha256(self) -> str:
-        """The pinned digest, verified at loading; of a local file the digest of its bytes now."""
-        return self.pinned or store.sha256_of(self.path)
+        """64 hex digits"""
+        kind, _, digits = (self.pinned or "").rpartition(" ")
+        return digits if kind == "SHA-256" else store.sha256_of(self.path)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class Provenance:
         lines = [f"{self.weights}: {self.report}"]
         for file in self.files:
             where = f"{file.source} at {file.revision}" if file.revision else str(file.path)
-            lines.append(f"  {where}\n  {file.path.name} sha256 {file.sha256}, {self.dialect}")
+            lines.append(f"  {where}\n  {file.path.name} {file.digest}, {self.dialect}")
         return "\n".join(lines)
 
 
@@ -93,7 +110,7 @@ class Provenance:
 class Checkpoint:
     """What a name or path stands for. published: config.json's content, read from `config_source`.
 
-    origin: the manifest's record, or the local weights file, or a directory without one.
+    origin: the manifest's record, or the local weights file or directory of OpenAI's shards, or one without either.
     """
 
     weights: str
@@ -101,22 +118,28 @@ class Checkpoint:
     config_source: str
     origin: Record | Path
 
-    def weights_file(self, cache_dir: str | Path | None, progress: bool) -> UsedFile:
+    def fetch(self, cache_dir: str | Path | None, progress: bool) -> tuple[UsedFile, ...]:
+        """The files that hold the tensors; several are in one directory."""
         if isinstance(self.origin, Path):
-            if self.origin.is_dir():
+            if not self.origin.is_dir():
+                return (UsedFile(self.origin),)
+            if not (self.origin / _OPENAI_SHAPES).is_file():
                 names = " or ".join(_LOCAL_WEIGHTS)
                 raise CheckpointError(f"{self.origin}: expected {names} beside config.json, found neither")
-            return UsedFile(self.origin)
-        file = self.origin.weights
-        path = store.fetch(file, cache_dir=cache_dir, progress=progress)
-        return UsedFile(path, None if file.is_embedded else file.source, file.revision, file.sha256)
+            return tuple(UsedFile(p) for p in sorted(self.origin.iterdir()) if _OPENAI_FILE.fullmatch(p.name))
+        paths = {file: store.fetch(file, cache_dir=cache_dir, progress=progress) for file in self.origin.weights}
+        return tuple(
+            UsedFile(path, None if file.is_embedded else file.source, file.revision, file.digest)
+            for file, path in paths.items()
+        )
 
 
 def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unpack[ModelOptions]) -> M:
     """A model of class `cls` in eval mode, on its checkpoint's parameters, with `provenance`.
 
     weights: a name of the manifest, or the path of a directory (config.json and model.safetensors or
-        pytorch_model.bin) or of a weights file beside its config.json. A name wins over a path; ./name is a path.
+        pytorch_model.bin; or OpenAI's params_shapes.json and params_*.npy) or of a weights file beside its config.json.
+        A name wins over a path; ./name is a path.
     pretrained: False gives that architecture with new parameters, drawn from torch's global generator.
     device, dtype: of the parameters; default CPU, float32.
     progress: show a bar while downloading. cache_dir: another Hugging Face cache.
@@ -126,11 +149,10 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     Other options set fields of the config that change no shape: see the family config's ADJUSTABLE.
     Raises a HubModelsError that says what to do.
     """
-    unknown = sorted(set(options) - ModelOptions.__optional_keys__)
+    known = {*LoadOptions.__optional_keys__, *family.config.ADJUSTABLE}
+    unknown = sorted(set(options) - known)
     if unknown:
-        raise InputError(
-            f"unknown option {', '.join(unknown)}; options are {', '.join(sorted(ModelOptions.__optional_keys__))}"
-        )
+        raise InputError(f"unknown option {', '.join(unknown)}; options are {', '.join(sorted(known))}")
     dtype = options.get("dtype") or torch.float32
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype = {dtype!r}: expected a floating point type, such as torch.bfloat16")
@@ -138,9 +160,10 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     model: M = _build(cls, family, checkpoint, options)
     device = options.get("device")
     if options.get("pretrained", True):
-        used = checkpoint.weights_file(options.get("cache_dir"), options.get("progress", True))
-        dialect, report = _fill(model, family, used, options.get("head_seed"), device, dtype)
-        model.provenance = Provenance(checkpoint.weights, (used,), dialect, report)
+        used = checkpoint.fetch(options.get("cache_dir"), options.get("progress", True))
+        path = used[0].path if len(used) == 1 and used[0].path.name != _OPENAI_SHAPES else used[0].path.parent
+        dialect, report = _fill(model, family, path, options.get("head_seed"), device, dtype)
+        model.provenance = Provenance(checkpoint.weights, used, dialect, report)
     else:
         seed = options.get("head_seed")
         initialise(model, model.config.initializer_range, None if seed is None else _generator(seed))
@@ -153,18 +176,36 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
 
 
 def load_tokenizer(
-    weights: str | Path, *, progress: bool = True, cache_dir: str | Path | None = None
-) -> WordPieceTokenizer:
-    """The tokenizer of a checkpoint: a name of the manifest, a directory with vocab.txt or tokenizer.json, or the file.
+    cls: type[T], weights: str | Path, *, progress: bool = True, cache_dir: str | Path | None = None
+) -> T:
+    """The tokenizer of a checkpoint: a name of the manifest, a directory with its files, or its (first) file.
 
-    A directory's tokenizer_config.json decides how vocab.txt is used. Raises CatalogError, StoreError, CheckpointError.
+    Files are tokenizer.json, or vocab.txt, or vocab.json and merges.txt, which OpenAI calls by other names. A
+    directory's tokenizer_config.json decides how vocab.txt is used.
+    Raises CatalogError if it is not of class `cls`; StoreError, CheckpointError.
     """
     local = _local_path(weights)
     if local is not None:
-        return _local_tokenizer(local)
-    record = lookup(str(weights))
-    path = store.fetch(record.vocabulary, cache_dir=cache_dir, progress=progress)
-    return _tokenizer(path, {key: value for key, value in record.tokenizer.items() if key != "file"})
+        tokenizer = _local_tokenizer(local)
+    else:
+        record = lookup(str(weights))
+        paths = [store.fetch(file, cache_dir=cache_dir, progress=progress) for file in record.vocabulary]
+        options = {key: value for key, value in record.tokenizer.items() if key not in ("file", "merges")}
+        tokenizer = read_tokenizer(*paths, **options)
+    if not isinstance(tokenizer, cls):
+        raise CatalogError(
+            f"{weights} has a {type(tokenizer).__name__}, but this entry point makes a {cls.__name__}; "
+            "take the entry point of its own family"
+        )
+    return tokenizer
+
+
+def model_type_of(weights: str | Path) -> str:
+    """The family's name in the manifest, or, of a local checkpoint, what its config.json calls it ("openai-gpt")."""
+    local = _local_path(weights)
+    if local is None:
+        return lookup(str(weights)).family
+    return str(_local_checkpoint(local).published.get("model_type", "openai-gpt"))
 
 
 def find_checkpoint(weights: str | Path, family: Family) -> Checkpoint:
@@ -174,11 +215,14 @@ def find_checkpoint(weights: str | Path, family: Family) -> Checkpoint:
         return _local_checkpoint(local)
     record = lookup(str(weights))
     if record.family != family.name:
-        raise CatalogError(f"{record.name} is a {record.family} checkpoint; this entry point loads {family.name}")
+        raise CatalogError(
+            f"{record.name} is a {record.family} checkpoint; this entry point loads {family.name}; "
+            f"take an entry point whose name begins with {record.family}"
+        )
     return Checkpoint(record.name, record.config, f"manifest entry {record.name}", record)
 
 
-def export(model: AnyModel, directory: str | Path, tokenizer: WordPieceTokenizer | None = None) -> Path:
+def export(model: AnyModel, directory: str | Path, tokenizer: Tokenizer | None = None) -> Path:
     """Write config.json, model.safetensors and, if given, tokenizer.json, under Hugging Face's names.
 
     What is read back is bit-equal. Each file appears whole or not at all. Returns the directory.
@@ -187,8 +231,7 @@ def export(model: AnyModel, directory: str | Path, tokenizer: WordPieceTokenizer
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    name = type(model).__name__
-    config = {"architectures": [name], **model.config.to_published()}
+    config = {"architectures": [model.architecture or type(model).__name__], **model.config.to_published()}
     if _takes_num_labels(type(model)):
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(model.get_parameter("classifier.bias")))}
     state = model.family.keys.dump(model.state_dict(), prefixed=isinstance(model, Model))
@@ -221,15 +264,15 @@ def _takes_num_labels(cls: type) -> bool:
     return "num_labels" in inspect.signature(cls).parameters
 
 
-def _fill(model: AnyModel, family: Family, used: UsedFile, head_seed: int | None, device, dtype) -> tuple[str, Report]:
-    """Put the file's tensors into the model. Returns the file's dialect and the account."""
-    tensors, dialect = translate(read_checkpoint(used.path), str(used.path))
+def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, device, dtype) -> tuple[str, Report]:
+    """Put the tensors at `path` into the model. Returns their dialect and the account."""
+    tensors, dialect = translate(read_checkpoint(path), str(path))
     parameters = dict(model.named_parameters())
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     declared = set() if head_seed is None else set(model.own_parts) - {"pooler"}
     if head_seed is not None and not declared:
         raise InputError(f"head_seed = {head_seed}: {type(model).__name__} has no head to start anew")
-    loaded, report = family.keys.load(tensors, wanted, str(used.path), model.own_parts, declared)
+    loaded, report = family.keys.load(tensors, wanted, str(path), model.own_parts, declared)
     fresh = [name for name in wanted if name not in loaded]
     generator = _generator(head_seed or 0)
     for part in dict.fromkeys(_part(name) for name in fresh):
@@ -237,7 +280,7 @@ def _fill(model: AnyModel, family: Family, used: UsedFile, head_seed: int | None
     if fresh and head_seed is None:
         parts = ", ".join(dict.fromkeys(_part(name) for name in fresh))
         warnings.warn(
-            f"{used.path} has no {parts} for {type(model).__name__}: it starts anew from seed 0 and has to be trained",
+            f"{path} has no {parts} for {type(model).__name__}: it starts anew from seed 0 and has to be trained",
             stacklevel=4,
         )
     state = {name: loaded.get(name, parameters[name].data).to(device=device, dtype=dtype) for name in wanted}
@@ -246,9 +289,9 @@ def _fill(model: AnyModel, family: Family, used: UsedFile, head_seed: int | None
 
 
 def _part(name: str) -> str:
-    """encoder.pooler.weight -> encoder.pooler, classifier.bias -> classifier"""
+    """transformer.pooler.weight -> transformer.pooler, classifier.bias -> classifier"""
     first, second = name.split(".")[:2]
-    return f"{first}.{second}" if first == "encoder" else first
+    return f"{first}.{second}" if first == "transformer" else first
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -268,36 +311,46 @@ def _local_path(weights: str | Path) -> Path | None:
 
 def _local_checkpoint(path: Path) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
+    if _OPENAI_FILE.fullmatch(path.name) and (directory / _OPENAI_SHAPES).is_file():
+        path = directory  # a shard stands for all of them
     config = directory / "config.json"
+    if path.is_dir() and (path / _OPENAI_SHAPES).is_file() and not config.is_file():
+        return Checkpoint(str(path), {}, f"{path} (no config.json: GPT as published)", path)
     published = _read_json(config)
     if path.is_dir():
         path = next((path / name for name in _LOCAL_WEIGHTS if (path / name).is_file()), path)
     return Checkpoint(str(path), published, str(config), path)
 
 
-def _local_tokenizer(path: Path) -> WordPieceTokenizer:
+_VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("encoder.json", "vocab.bpe"),
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+)
+
+
+def _local_tokenizer(path: Path) -> Tokenizer:
     if not path.is_dir():
-        return _tokenizer(path, {})
+        names = next((names for names in _VOCABULARIES if names[0] == path.name), (path.name,))
+        return read_tokenizer(path, *(path.with_name(name) for name in names[1:]))
     options = {}
     settings = path / "tokenizer_config.json"
     if settings.is_file():
-        names = {
+        spelled = {
             "do_lower_case": "lower_case",
             "strip_accents": "strip_accents",
             "tokenize_chinese_chars": "split_chinese",
+            "add_prefix_space": "add_prefix_space",
         }
         content = _read_json(settings)
-        options = {ours: content[theirs] for theirs, ours in names.items() if theirs in content}
-    for name in ("tokenizer.json", "vocab.txt"):
-        if (path / name).is_file():
-            return _tokenizer(path / name, options)
-    raise CheckpointError(f"{path}: expected tokenizer.json or vocab.txt, found neither")
-
-
-def _tokenizer(path: Path, options: dict[str, Any]) -> WordPieceTokenizer:
-    if path.suffix == ".json":
-        return WordPieceTokenizer.from_json(path)
-    return WordPieceTokenizer.from_vocab(path, **options)
+        options = {ours: content[theirs] for theirs, ours in spelled.items() if theirs in content}
+    for files in _VOCABULARIES:
+        if (path / files[0]).is_file():
+            return read_tokenizer(*(path / name for name in files), **options)
+    expected = ", ".join(" and ".join(files) for files in _VOCABULARIES)
+    raise CheckpointError(f"{path}: expected one of {expected}; found none")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -305,7 +358,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint needs its config.json beside its weights") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a JSON object, got a {type(content).__name__}")

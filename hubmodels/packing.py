@@ -22,6 +22,7 @@ class Packing(NamedTuple):
         exactly when `indices` is.
     longest: tokens in the longest row.
     pairwise: [B, S, S] bool, which token (row) may look at which (column); None: all real tokens of the row.
+    causal: nothing looks at what comes after it, whatever else holds.
     """
 
     batch: int
@@ -30,6 +31,7 @@ class Packing(NamedTuple):
     offsets: Tensor | None = None
     longest: int = 0
     pairwise: Tensor | None = None
+    causal: bool = False
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, S, ...] -> [T, ...]"""
@@ -53,21 +55,37 @@ class Packing(NamedTuple):
         begins = self.offsets[:-1].clamp(max=packed.shape[0] - 1)
         return packed[begins].where(self.offsets.diff()[:, None] > 0, 0.0)
 
-    def mask(self) -> Tensor | None:
+    def last(self, packed: Tensor) -> Tensor:
+        """[T, D] -> [B, D], each row's last real token; zeros for a row that is all padding."""
+        if self.offsets is None:
+            return packed.view(self.batch, self.length, -1)[:, -1]
+        if packed.shape[0] == 0:
+            return packed.new_zeros(self.batch, packed.shape[1])
+        ends = (self.offsets[1:] - 1).clamp(min=0)
+        return packed[ends].where(self.offsets.diff()[:, None] > 0, 0.0)
+
+    def real(self) -> Tensor | None:
+        """[B, S] bool, True for a token; None: nothing is padding"""
+        if self.indices is None:
+            return None
+        flat = torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.indices.device)
+        return flat.index_fill(0, self.indices, True).view(self.batch, self.length)
+
+    def mask(self, device: torch.device) -> Tensor | None:
         """Who may look at whom, broadcastable to [B, 1, S, S] bool; None: everybody at everybody.
 
         For kernels that want the padded batch. Who may look nowhere looks at everything, so that no softmax is empty.
         """
-        if self.pairwise is not None:
-            return (self.pairwise | ~self.pairwise.any(-1, keepdim=True))[:, None]
-        if self.indices is None:
-            return None
-        real = torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.indices.device)
-        real = real.index_fill(0, self.indices, True).view(self.batch, 1, 1, self.length)
-        return real | ~real.any(-1, keepdim=True)
+        seen = self.pairwise
+        if seen is None and (real := self.real()) is not None:
+            seen = real[:, None]
+        if self.causal:
+            before = torch.ones(self.length, self.length, dtype=torch.bool, device=device).tril()
+            seen = before if seen is None else seen & before
+        return None if seen is None else (seen | ~seen.any(-1, keepdim=True)).view(-1, 1, *seen.shape[-2:])
 
 
-def find_padding(attention_mask: Tensor) -> Packing:
+def find_padding(attention_mask: Tensor, causal: bool = False) -> Packing:
     """[B, S], non-zero for a real token -> the batch's packing.
 
     Padding may stand anywhere in a row. How many tokens are real is known only when it runs, so this stays outside
@@ -78,29 +96,29 @@ def find_padding(attention_mask: Tensor) -> Packing:
     lengths = real.sum(1, dtype=torch.int32)
     shortest, longest = (int(n) for n in lengths.aminmax()) if batch else (0, 0)
     if shortest == length:
-        return Packing(batch, length)
+        return Packing(batch, length, causal=causal)
     offsets = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    return Packing(batch, length, real.flatten().nonzero().squeeze(1), offsets, longest)
+    return Packing(batch, length, real.flatten().nonzero().squeeze(1), offsets, longest, causal=causal)
 
 
 # As torch.compiler.disable, which imports the whole compiler at once, as much again as torch; this waits for a call.
 _find_padding_untraced = torch._disable_dynamo(find_padding)
 
 
-def packing_of(batch: int, length: int, attention_mask: Tensor | None) -> Packing:
+def packing_of(batch: int, length: int, attention_mask: Tensor | None, causal: bool = False) -> Packing:
     """The packing of a [B, S] batch under no mask, a mask [B, S] of real tokens, or a mask [B, S, S] of pairs.
 
     Under a mask of pairs every position counts as a token: nothing is packed away.
     Raises InputError if the mask has another shape.
     """
     if attention_mask is None:
-        return Packing(batch, length)
+        return Packing(batch, length, causal=causal)
     shape = tuple(attention_mask.shape)
     if shape == (batch, length):
         find = _find_padding_untraced if torch.compiler.is_compiling() else find_padding
-        return find(attention_mask)
+        return find(attention_mask, causal)
     if shape == (batch, length, length):
-        return Packing(batch, length, pairwise=attention_mask != 0)
+        return Packing(batch, length, pairwise=attention_mask != 0, causal=causal)
     raise InputError(
         f"attention_mask: expected shape {(batch, length)} (1 = token, 0 = padding) or {(batch, length, length)} "
         f"(1 = row may look at column), got {shape}"

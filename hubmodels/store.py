@@ -1,9 +1,12 @@
 """A pinned file -> a path to bytes that were verified, whatever they came through."""
 
 import hashlib
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 from .catalog import File, embedded_path
 from .errors import StoreError
@@ -12,27 +15,31 @@ from .errors import StoreError
 def fetch(file: File, *, cache_dir: str | Path | None = None, progress: bool = True) -> Path:
     """The path of `file`, its bytes verified now: size, then SHA-256 over all of it.
 
-    A file of this repository is read in place. Others come from the user's Hugging Face cache, or through
-    huggingface_hub into it (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and proxies hold). With the file in the
+    A file of this repository is read in place. One of a Hugging Face repository comes from the user's cache, or through
+    huggingface_hub into it (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and proxies hold); one of an https address
+    from the directory `hubmodels` in torch.hub's cache (TORCH_HOME), or through torch.hub into it. With the file in the
     cache nothing touches the network.
-    cache_dir: another Hugging Face cache. progress: show a bar while downloading.
+    cache_dir: instead of either cache. progress: show a bar while downloading.
     Raises StoreError if the file cannot be had or is not the one that was pinned.
     """
+    if file.is_url:
+        return _from_address(file, cache_dir, progress)
     path = embedded_path(file) if file.is_embedded else _from_hugging_face(file, cache_dir, progress)
     verify(path, file)
     return path
 
 
-def verify(path: Path, file: File) -> None:
-    """Raise StoreError unless the bytes at `path` are the pinned ones."""
+def verify(path: Path, file: File, place: Path | None = None) -> None:
+    """Raise StoreError unless the bytes at `path` are the pinned ones. place: where they belong, if not there."""
+    place = place or path
     if not path.is_file():
         raise StoreError(f"{path}: missing from this copy of the repository; check out its tag again")
     size = path.stat().st_size
-    if size != file.size:
-        raise StoreError(f"{path}: expected {file.size} bytes, got {size}. {_what_to_do(path, file)}")
-    digest = sha256_of(path)
-    if digest != file.sha256:
-        raise StoreError(f"{path}: expected SHA-256 {file.sha256}, got {digest}. {_what_to_do(path, file)}")
+    if file.size is not None and size != file.size:
+        raise StoreError(f"{place}: expected {file.size} bytes, got {size}. {_what_to_do(place, file)}")
+    digest = sha256_of(path) if file.sha256 else git_sha1_of(path)
+    if digest != (file.sha256 or file.git_sha1):
+        raise StoreError(f"{place}: expected {file.digest}, got {digest}. {_what_to_do(place, file)}")
 
 
 def sha256_of(path: Path) -> str:
@@ -41,8 +48,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def git_sha1_of(path: Path) -> str:
+    """40 hex digits: the name that git gives to a file of these bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
 def url_of(file: File) -> str:
     """Where the public can see the file."""
+    if file.is_url:
+        return f"{file.source}/{file.revision}/{file.filename}"
     return f"https://huggingface.co/{file.source}/resolve/{file.revision}/{file.filename}"
 
 
@@ -76,6 +92,37 @@ def _from_hugging_face(file: File, cache_dir: str | Path | None, progress: bool)
             f"hf download {file.source} {file.filename} --revision {file.revision}{where}; "
             f"or fetch it by hand: curl -L --create-dirs -o '{path}' {url_of(file)}"
         ) from error
+
+
+def _from_address(file: File, cache_dir: str | Path | None, progress: bool) -> Path:
+    import torch
+    from huggingface_hub import constants
+
+    url = url_of(file)
+    root = Path(cache_dir or torch.hub.get_dir()).expanduser() / "hubmodels"
+    path = root.joinpath(*urlsplit(url).netloc.split(":"), *urlsplit(url).path.strip("/").split("/"))
+    if path.is_file():
+        verify(path, file)
+        return path
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")  # nothing unverified has the file's own name
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(partial), progress=progress)
+        verify(partial, file, path)
+        os.replace(partial, path)
+    except StoreError:
+        raise
+    except Exception as error:  # of urllib, of its HTTP stack and of the system
+        raise StoreError(
+            f"{url} is not in {root} and could not be downloaded: {type(error).__name__}: {str(error).rstrip('.')}. "
+            f"Fetch it by hand: curl -L --create-dirs -o '{path}' {url}"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+    return path
 
 
 @contextmanager

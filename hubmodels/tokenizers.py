@@ -1,12 +1,14 @@
 """Text -> tensors, on the `tokenizers` library.
 
-WordPiece as BERT uses it: Wu et al. 2016; google-research/bert, tokenization.py. Ids equal those of transformers'
-BertTokenizer.
+WordPiece as BERT uses it: Wu et al. 2016; google-research/bert, tokenization.py. Byte pairs as GPT and GPT-2 use them:
+Sennrich et al. 2016; Radford et al. 2019 §2.2; openai/gpt-2, src/encoder.py. Ids equal those of transformers'
+BertTokenizer, OpenAIGPTTokenizer and GPT2Tokenizer.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from .errors import CheckpointError, HubModelsError, InputError
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's only special token
 
 
 def _library():
@@ -24,21 +27,97 @@ def _library():
     return tokenizers
 
 
-class WordPieceTokenizer:
+class Tokenizer:
+    """What the kinds share. `inner` is the `tokenizers.Tokenizer` that does the work."""
+
+    kind: ClassVar[str]  # of `inner`'s model, as the library calls it
+    skip_special_tokens: ClassVar[bool]  # by decode, if nothing is said
+
+    def __init__(self, inner: Any, source: str = "tokenizer"):
+        found = type(inner.model).__name__
+        if found != self.kind:
+            raise CheckpointError(f"{source}: expected a tokenizer of kind {self.kind}, got {found}")
+        self.inner = inner
+        inner.no_truncation()
+        inner.no_padding()
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read tokenizer.json, the `tokenizers` library's own file."""
+        return cls(_read_json(path), str(path))
+
+    def decode(self, ids: Tensor | Iterable[int], skip_special_tokens: bool | None = None) -> str:
+        """[S] -> text. skip_special_tokens None: WordPiece leaves them out; byte pairs give back what was encoded."""
+        skip = self.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
+        return self.inner.decode(self._row_of_ids(ids), skip_special_tokens=skip)
+
+    def tokens(self, ids: Tensor | Iterable[int]) -> list[str]:
+        """[S] -> the vocabulary's entries, ## or </w> and all"""
+        return [self.inner.id_to_token(i) for i in self._row_of_ids(ids)]
+
+    def _row_of_ids(self, ids: Tensor | Iterable[int]) -> list[int]:
+        """Ids as a list. Raises InputError unless they are one row of entries of the vocabulary."""
+        found = ids.tolist() if isinstance(ids, Tensor) else list(ids) if isinstance(ids, Iterable) else None
+        row = [int(i) for i in found] if isinstance(found, list) and all(_is_scalar(i) for i in found) else None
+        if row is None or any(not 0 <= i < self.vocab_size for i in (min(row, default=0), max(row, default=0))):
+            raise InputError(f"ids: expected one row of ids from 0 to {self.vocab_size - 1}, got {ids!r}")
+        return row
+
+    def save(self, path: str | Path) -> None:
+        """Write tokenizer.json."""
+        self.inner.no_truncation()
+        self.inner.save(str(path))
+
+    # The names that these had in the original port, whose published examples use them.
+    convert_ids_to_tokens = tokens
+
+    def tokenize(self, text: str) -> list[str]:
+        """One text -> the vocabulary's entries that it is made of, special tokens not added"""
+        if not isinstance(text, str):
+            raise InputError(f"text: expected a str, got {type(text).__name__}")
+        return self.inner.encode(*check_texts("text", text), add_special_tokens=False).tokens
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """Entries of the vocabulary -> their ids, one -> its id. Raises InputError for one that is not in it."""
+        if isinstance(tokens, str):
+            return self.convert_tokens_to_ids([tokens])[0]  # type: ignore[index]
+        ids = {token: self.inner.token_to_id(token) for token in tokens}
+        missing = [token for token, number in ids.items() if number is None]
+        if missing:
+            raise InputError(f"tokens: not in the vocabulary: {', '.join(map(repr, missing[:9]))}")
+        return [ids[token] for token in tokens]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.get_vocab_size()
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"json": self.inner.to_str()}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.__dict__ = type(self)(_library().Tokenizer.from_str(state["json"])).__dict__
+
+    def _encode(self, name: str, texts: str | Sequence[str]) -> list[Any]:
+        """Each text as the library encodes it, without special tokens."""
+        return self.inner.encode_batch(check_texts(name, texts), add_special_tokens=False)
+
+
+class WordPieceTokenizer(Tokenizer):
     """BERT's tokenizer: `tokenizer(texts, pairs) -> {"input_ids", "attention_mask", "token_type_ids"}`.
 
-    Build it with `from_vocab` or `from_json`. `inner` is the `tokenizers.Tokenizer` that does the work.
+    Build it with `from_vocab` or `from_json`.
     """
+
+    kind = "WordPiece"
+    skip_special_tokens = True
 
     def __init__(self, inner: Any, source: str = "tokenizer"):
         _check_special(inner.token_to_id, source)
-        self.inner = inner
+        super().__init__(inner, source)
         self.mask_token = MASK
         self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id = (
             inner.token_to_id(token) for token in SPECIAL
         )
-        inner.no_truncation()
-        inner.no_padding()
 
     @classmethod
     def from_vocab(
@@ -57,16 +136,6 @@ class WordPieceTokenizer:
         _check_special(vocab.get, str(path))
         return cls(_word_piece(vocab, lower_case, strip_accents, split_chinese), str(path))
 
-    @classmethod
-    def from_json(cls, path: str | Path) -> "WordPieceTokenizer":
-        """Read tokenizer.json, the `tokenizers` library's own file."""
-        try:
-            return cls(_library().Tokenizer.from_file(str(path)), str(path))
-        except HubModelsError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
-
     def __call__(
         self,
         texts: str | Sequence[str],
@@ -82,17 +151,16 @@ class WordPieceTokenizer:
         token stands in its text, in characters (0, 0 for special tokens).
         Raises InputError for anything but text.
         """
-        columns = [check_texts("texts", texts)] + ([] if pairs is None else [check_texts("pairs", pairs)])
-        if len(columns[0]) != len(columns[-1]):
-            raise InputError(f"pairs: expected {len(columns[0])}, one for each text, got {len(columns[-1])}")
-        if not columns[0]:
-            raise InputError("texts: expected at least one text, got an empty list")
-        if max_length is not None and max_length < 1 + len(columns):
-            raise InputError(
-                f"max_length = {max_length}: expected at least {1 + len(columns)}, the special tokens alone"
-            )
         # The library's own truncation makes every combination of what it cuts off: hours, for two long texts.
-        encoded = [self.inner.encode_batch(column, add_special_tokens=False) for column in columns]
+        encoded = [self._encode("texts", texts)] + ([] if pairs is None else [self._encode("pairs", pairs)])
+        if len(encoded[0]) != len(encoded[-1]):
+            raise InputError(f"pairs: expected {len(encoded[0])}, one for each text, got {len(encoded[-1])}")
+        if not encoded[0]:
+            raise InputError("texts: expected at least one text, got an empty list")
+        if max_length is not None and max_length < 1 + len(encoded):
+            raise InputError(
+                f"max_length = {max_length}: expected at least {1 + len(encoded)}, the special tokens alone"
+            )
         ids, types, places = zip(*(self._row(parts, max_length) for parts in zip(*encoded, strict=True)), strict=True)
         tensors = {
             "input_ids": _padded(ids, self.pad_token_id),
@@ -112,28 +180,80 @@ class WordPieceTokenizer:
             places += [*part.offsets[:keep], (0, 0)]
         return ids, types, places
 
-    def decode(self, ids: Tensor | Iterable[int], skip_special_tokens: bool = True) -> str:
-        """[S] -> text"""
-        return self.inner.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def tokens(self, ids: Tensor | Iterable[int]) -> list[str]:
-        """[S] -> the vocabulary's entries, ## and all"""
-        return [self.inner.id_to_token(int(i)) for i in ids]
+class BytePairTokenizer(Tokenizer):
+    """GPT's and GPT-2's tokenizer: `tokenizer(texts) -> {"input_ids", "attention_mask"}`.
 
-    def save(self, path: str | Path) -> None:
-        """Write tokenizer.json."""
-        self.inner.no_truncation()
-        self.inner.save(str(path))
+    Build it with `from_files` or `from_json`. end_token_id: of <|endoftext|>, which parts texts and may begin one; None
+    for GPT, whose vocabulary has no such token.
+    """
 
-    @property
-    def vocab_size(self) -> int:
-        return self.inner.get_vocab_size()
+    kind = "BPE"
+    skip_special_tokens = False
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"json": self.inner.to_str()}
+    def __init__(self, inner: Any, source: str = "tokenizer"):
+        super().__init__(inner, source)
+        self.end_token_id: int | None = inner.token_to_id(END_OF_TEXT)
+        self.pad_token_id = self.end_token_id or 0  # neither was made with padding; the mask says what it is
 
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self.__dict__ = WordPieceTokenizer(_library().Tokenizer.from_str(state["json"])).__dict__
+    @classmethod
+    def from_files(cls, vocab: str | Path, merges: str | Path, *, add_prefix_space: bool = False) -> Self:
+        """Read OpenAI's two files, encoder.json (vocab.json) and vocab.bpe (merges.txt).
+
+        A vocabulary that has every byte is GPT-2's, byte-level: every text comes back from its ids. One whose words end
+        in </w> is GPT's: lower-cased, words parted as BERT parts them. OpenAI's own code repairs text with ftfy and
+        parts words with spaCy; this is what the original port does where those two are not installed, and what
+        transformers does. add_prefix_space: byte-level, read every text as if a space came before it.
+        """
+        try:
+            entries = json.loads(Path(vocab).read_text(encoding="utf-8"))
+            if not isinstance(entries, dict) or not all(type(number) is int for number in entries.values()):
+                raise ValueError("it is none")
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{vocab}: expected a JSON object, token -> id: {error}") from None
+        try:
+            lines = Path(merges).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{merges}: expected a pair of tokens a line, in UTF-8: {error}") from None
+        pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        for pair in pairs:
+            if len(pair) != 2 or not {*pair, "".join(pair)} <= entries.keys():
+                raise CheckpointError(
+                    f"{merges}: {' '.join(pair)!r}: expected two entries of {vocab} which together are a third"
+                )
+        byte_level = set(_library().pre_tokenizers.ByteLevel.alphabet()) <= entries.keys()
+        if not byte_level and not ("<unk>" in entries and any(token.endswith("</w>") for token in entries)):
+            raise CheckpointError(
+                f"{vocab}: expected GPT-2's kind of vocabulary, with an entry for each of the 256 bytes, or GPT's, "
+                "with <unk> and words that end in </w>"
+            )
+        return cls(_byte_pair(entries, pairs, byte_level, add_prefix_space), f"{vocab}")
+
+    def __call__(
+        self, texts: str | Sequence[str], max_length: int | None = None, *, offsets: bool = False
+    ) -> dict[str, Tensor]:
+        """One text or several -> ids and mask (1 = token, 0 = padding), each [B, S], padded on the right.
+
+        max_length: tokens to keep of each text; None keeps all. offsets: add `offset_mapping` [B, S, 2], where each
+        token stands in its text, in characters.
+        Raises InputError for anything but text, and for a text without any token: there would be nothing to go on from.
+        """
+        if max_length is not None and not (type(max_length) is int and max_length >= 1):
+            raise InputError(f"max_length = {max_length!r}: expected a whole number, at least 1")
+        encoded = self._encode("texts", texts)
+        if not encoded:
+            raise InputError("texts: expected at least one text, got an empty list")
+        ids = [e.ids[:max_length] for e in encoded]
+        for position, row in enumerate(ids):
+            if not row:
+                raise InputError(f"texts[{position}]: expected text of at least one token, got none")
+        tensors = {
+            "input_ids": _padded(ids, self.pad_token_id),
+            "attention_mask": _padded([[1] * len(row) for row in ids], 0),
+        }
+        if offsets:
+            tensors["offset_mapping"] = _padded([e.offsets[:max_length] for e in encoded], (0, 0))
+        return tensors
 
 
 def train_word_piece(texts: Iterable[str], size: int, *, lower_case: bool = True) -> WordPieceTokenizer:
@@ -145,6 +265,37 @@ def train_word_piece(texts: Iterable[str], size: int, *, lower_case: bool = True
     inner.train_from_iterator(texts, trainer)
     # The trainer leaves its own model behind: put the vocabulary it found into one with our limits.
     return WordPieceTokenizer(_word_piece(inner.get_vocab(), lower_case, None, True))
+
+
+def train_byte_pair(texts: Iterable[str], size: int) -> BytePairTokenizer:
+    """A byte-level vocabulary made from texts: <|endoftext|>, the 256 bytes, and merges up to `size` entries."""
+    inner = _byte_pair({}, [], byte_level=True)
+    trainer = _library().trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=_library().pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return BytePairTokenizer(inner)
+
+
+def _byte_pair(
+    vocab: dict[str, int], merges: list[tuple[str, ...]], byte_level: bool, add_prefix_space: bool = False
+) -> Any:
+    library = _library()
+    if byte_level:
+        inner = library.Tokenizer(library.models.BPE(vocab, merges))
+        inner.add_special_tokens([END_OF_TEXT] if END_OF_TEXT in vocab else [])
+        inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+        inner.decoder = library.decoders.ByteLevel()
+        return inner
+    inner = library.Tokenizer(library.models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token="<unk>"))
+    inner.add_special_tokens(["<unk>"])
+    inner.normalizer = library.normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    inner.decoder = library.decoders.BPEDecoder(suffix="</w>")
+    return inner
 
 
 def _word_piece(vocab: dict[str, int], lower_case: bool, strip_accents: bool | None, split_chinese: bool) -> Any:
@@ -199,3 +350,35 @@ def check_texts(name: str, texts: str | Sequence[str]) -> list[str]:
             except UnicodeEncodeError as error:
                 raise InputError(f"{name}[{position}]: expected Unicode text, but {error}") from None
     return list(texts)
+
+
+def read_tokenizer(path: Path, merges: Path | None = None, **options: Any) -> Tokenizer:
+    """The tokenizer of a vocab.txt, of a vocabulary with its merges, or of a tokenizer.json, whichever kind that is.
+
+    options: of `WordPieceTokenizer.from_vocab` or `BytePairTokenizer.from_files`; a tokenizer.json says everything.
+    """
+    if merges is not None:
+        known = {key: value for key, value in options.items() if key == "add_prefix_space"}
+        return BytePairTokenizer.from_files(path, merges, **known)
+    if path.suffix != ".json":
+        return WordPieceTokenizer.from_vocab(path, **{k: v for k, v in options.items() if k != "add_prefix_space"})
+    inner = _read_json(path)
+    kinds = {cls.kind: cls for cls in (WordPieceTokenizer, BytePairTokenizer)}
+    kind = type(inner.model).__name__
+    if kind not in kinds:
+        raise CheckpointError(f"{path}: expected a tokenizer of kind {' or '.join(kinds)}, got {kind}")
+    return kinds[kind](inner, str(path))
+
+
+def _read_json(path: str | Path) -> Any:
+    """tokenizer.json, as the library reads it"""
+    try:
+        return _library().Tokenizer.from_file(str(path))
+    except HubModelsError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point())

@@ -196,7 +196,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def gradients_as_theirs(model: torch.nn.Module) -> dict[str, Tensor]:
     """Of ours, carried to their names by the key map, as an export carries the parameters."""
-    return FAMILY.keys.dump(gradients(model), prefixed=hasattr(model, "encoder"))
+    return FAMILY.keys.dump(gradients(model), prefixed=hasattr(model, "transformer"))
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:

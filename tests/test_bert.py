@@ -350,7 +350,7 @@ def test_gradient_checkpointing_saves_less_and_computes_blocks_twice():
     ours, inputs = fresh("BertForMaskedLM", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     assert ours.gradient_checkpointing is False
     calls = []
-    ours.encoder.layers[0].feed_forward.register_forward_hook(lambda *_: calls.append(1))
+    ours.transformer.layers[0].feed_forward.register_forward_hook(lambda *_: calls.append(1))
     saved, counts = [], []
     for enabled in (False, True):
         ours.gradient_checkpointing = enabled
@@ -374,7 +374,7 @@ def test_gradient_checkpointing_rests_in_eval_mode():
     ours, inputs = fresh("BertForMaskedLM")
     ours.gradient_checkpointing = True
     calls = []
-    ours.encoder.layers[0].feed_forward.register_forward_hook(lambda *_: calls.append(1))
+    ours.transformer.layers[0].feed_forward.register_forward_hook(lambda *_: calls.append(1))
     ours.eval()(**inputs).loss.backward()
     assert len(calls) == 1
 
@@ -508,7 +508,7 @@ def test_state_dict_round_trip_is_strict(name):
         assert torch.equal(other(**inputs)[place], ours(**inputs)[place])
     state = ours.state_dict()
     assert state.keys() == dict(ours.named_parameters()).keys()
-    state.pop("embeddings.norm.bias" if name == "BertModel" else "encoder.embeddings.norm.bias")
+    state.pop("embeddings.norm.bias" if name == "BertModel" else "transformer.embeddings.norm.bias")
     with pytest.raises(RuntimeError, match=r"embeddings\.norm\.bias"):
         other.load_state_dict(state, strict=True)
 
@@ -533,7 +533,7 @@ def test_output_matrix_is_the_word_table_itself():
         unused = 5
         inputs["input_ids"][inputs["input_ids"] == unused] = 6
         before = ours(**inputs).logits
-        ours.encoder.embeddings.word.weight[unused] += 1.0
+        ours.transformer.embeddings.word.weight[unused] += 1.0
         after = ours(**inputs).logits
     others = torch.arange(V) != unused
     assert torch.equal(after[:, :, others], before[:, :, others])

@@ -1,7 +1,6 @@
 """The manifest: the real one against its schema, the records of pins and the models; bad ones refused."""
 
 import copy
-import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ from conftest import REPOSITORY, SHARED
 import hubmodels
 from hubmodels import store
 from hubmodels.errors import CatalogError
-from hubmodels.families import bert
+from hubmodels.families import bert, gpt, gpt2
 
 catalog = importlib.import_module("hubmodels.catalog")  # hubmodels.catalog, the attribute, is the entry point
 jsonschema = pytest.importorskip("jsonschema")
@@ -23,6 +22,14 @@ NAMES = list(CONTENT["weights"])
 SCHEMA = json.loads((REPOSITORY / "docs" / "manifest.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 REMOTE = next(name for name in NAMES if CONTENT["weights"][name]["files"][0]["source"] != ".")
+BASES = {"bert": bert.BertModel, "gpt": gpt.GptModel, "gpt2": gpt2.Gpt2Model}
+PUBLISHED = {  # counted by the publishers, or by transformers' class of the name
+    "openai-gpt": 116_534_784,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "distilgpt2": 81_912_576,
+    "bert-base-uncased": 109_482_240,
+}
 
 
 # --- The real one
@@ -52,8 +59,34 @@ def test_the_catalog_reads_all_of_it():
     assert list(records) == NAMES
     for name, record in records.items():
         assert record.name == name
-        assert record.weights in record.files
-        assert record.vocabulary.filename == record.tokenizer["file"]
+        assert set(record.weights) | set(record.vocabulary) == set(record.files)
+        assert not set(record.weights) & set(record.vocabulary)
+        assert {file.revision for file in record.weights} == {record.revision}
+        named = [record.tokenizer[key] for key in ("file", "merges") if key in record.tokenizer]
+        assert [file.filename for file in record.vocabulary] == named
+        assert len(named) == (1 if record.family == "bert" else 2)
+
+
+def test_openais_own_shards_are_ten_files_in_order_and_their_shapes():
+    """Read in this order they are one list of numbers."""
+    record = catalog.lookup("openai-gpt")
+    shards = [f"model/params_{number}.npy" for number in range(10)]
+    assert [file.filename for file in record.weights] == [*shards, "model/params_shapes.json"]
+    assert [file.filename for file in record.vocabulary] == ["model/encoder_bpe_40000.json", "model/vocab_40000.bpe"]
+    assert {file.source for file in record.files} == {
+        "https://raw.githubusercontent.com/openai/finetune-transformer-lm"
+    }
+    assert all(file.is_url and not file.is_embedded for file in record.files)
+    assert {(file.size, file.sha256) for file in record.weights[:10]} == {(None, None)}
+    assert all(file.digest == f"git blob SHA-1 {file.git_sha1}" for file in record.weights[:10])
+    assert record.weights[10].digest == f"SHA-256 {record.weights[10].sha256}"
+
+
+def test_megabytes_of_an_unpublished_size_are_four_bytes_a_parameter():
+    record = catalog.lookup("openai-gpt")
+    assert record.megabytes == record.parameters * 4 / 1e6
+    known = catalog.lookup("gpt2")
+    assert known.megabytes == known.weights[0].size / 1e6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,40 +99,60 @@ def test_every_pin_has_a_record_or_its_bytes(name):
         if not (SHARED / "weights" / "pins.json").is_file():
             pytest.skip("no records of pins beside this checkout")
         pins = json.loads((SHARED / "weights" / "pins.json").read_text(encoding="utf-8"))
-        where = (file.source, file.revision, file.filename, file.size, file.sha256)
-        keys = ("repo_id", "revision", "filename", "size", "sha256")
-        (pin,) = (pin for pin in pins if tuple(pin.get(key) for key in keys) == where)
+        (pin,) = (pin for pin in pins if is_pin_of(pin, file))
         assert "MISSING" not in pin["confidence"]
-        assert pin["confidence"].startswith("solid") or pin["confidence"] in record.notes
+        if file.sha256 is None:
+            assert pin["confidence"].startswith("first-party content hash (git blob SHA-1)")
+            assert "their git blob SHA-1 at this commit pins them" in record.notes
+            continue
+        reason = "computed from the first-party file"
+        weaker = pin["confidence"] in record.notes or (pin["confidence"] == reason and reason + "s" in record.notes)
+        assert pin["confidence"].startswith("solid") or weaker
+
+
+def is_pin_of(pin: dict, file) -> bool:
+    """Whether a record of pins is about this file, and has its digest and size."""
+    prefix = "https://raw.githubusercontent.com/"
+    repository = f"github:{file.source.removeprefix(prefix)}" if file.is_url else file.source
+    expected = {"repo_id": repository, "revision": file.revision, "filename": file.filename, "size": file.size}
+    digest = {"sha256": file.sha256} if file.sha256 else {"sha256": None, "git_blob_sha1": file.git_sha1}
+    same_url = not file.is_url or pin.get("url") == store.url_of(file)
+    return same_url and all(pin.get(key) == value for key, value in (expected | digest).items())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_those_of_the_built_model(name):
     record = catalog.manifest()[name]
-    config = bert.BertConfig.from_published(record.config, name)
-    assert (
-        {"vocab_size", "hidden_size", "num_hidden_layers"} <= record.config.keys() <= dataclasses.asdict(config).keys()
-    )
+    cls = BASES[record.family]
+    published = cls.family.config.from_published(record.config, name).to_published()
+    sizes = {"bert": {"vocab_size", "hidden_size", "num_hidden_layers"}}
+    assert sizes.get(record.family, {"vocab_size", "n_embd", "n_layer"}) <= record.config.keys() <= published.keys()
+    assert {key: published[key] for key in record.config} == record.config
     with torch.device("meta"):
-        model = bert.BertModel(config)
+        model = cls(cls.family.config.from_published(record.config, name))
     assert record.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert record.parameters == PUBLISHED.get(name, record.parameters)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_fits_its_model(name):
     record = catalog.manifest()[name]
-    check, config = record.check, record.config
+    check = record.check
+    config = BASES[record.family].family.config.from_published(record.config, name)
     if "none" in check:
         return
     ids = torch.tensor(check["input_ids"])  # raises for ragged rows
-    assert ids.max() < config["vocab_size"]
-    assert ids.shape[1] <= config["max_position_embeddings"]
-    for key, most in (("attention_mask", 2), ("token_type_ids", config["type_vocab_size"])):
+    assert ids.max() < config.vocab_size
+    assert ids.shape[1] <= config.max_position_embeddings
+    for key, most in (("attention_mask", 2), ("token_type_ids", getattr(config, "type_vocab_size", 0))):
         if key in check:
             assert torch.tensor(check[key]).shape == ids.shape
             assert torch.tensor(check[key]).max() < most
-    size = config["hidden_size"]
-    shape = {"last_hidden_state": (*ids.shape, size), "pooler_output": (ids.shape[0], size)}[check["output"]]
+    size = config.hidden_size
+    shape = {"last_hidden_state": (*ids.shape, size)}
+    if record.family == "bert":
+        shape["pooler_output"] = (ids.shape[0], size)
+    shape = shape[check["output"]]
     assert len(check["slice"]) == len(shape)
     assert all(0 <= begin < end <= most for (begin, end), most in zip(check["slice"], shape, strict=True))
     expected = torch.tensor(check["expected"])
@@ -113,8 +166,8 @@ def test_the_catalog_entry_point_says_the_same():
     assert [row["name"] for row in rows] == NAMES
     for row in rows:
         entry = CONTENT["weights"][row["name"]]
-        weights = next(f for f in entry["files"] if f["filename"].endswith((".safetensors", ".bin")))
-        assert row["megabytes"] == round(weights["size"] / 1e6, 1)
+        weights = next(f for f in entry["files"] if f["filename"].endswith((".safetensors", ".bin", ".npy")))
+        assert row["megabytes"] == round((weights["size"] or entry["parameters"] * 4) / 1e6, 1)
         assert row["revision"] == weights["revision"]
         assert {key: entry[key] for key in ("family", "parameters", "licence")}.items() <= row.items()
 
@@ -153,7 +206,7 @@ def test_a_name_unlike_any_lists_all():
 
 
 def test_a_known_name():
-    assert catalog.lookup(REMOTE).weights.sha256 == CONTENT["weights"][REMOTE]["files"][0]["sha256"]
+    assert catalog.lookup(REMOTE).weights[0].sha256 == CONTENT["weights"][REMOTE]["files"][0]["sha256"]
 
 
 # --- Bad ones
@@ -248,8 +301,14 @@ def test_a_file_without_one_of_its_fields_is_refused(field, tmp_path):
         ("check", {"input_ids": [[1]]}),
         ("files.0.size", 0),
         ("files.0.size", "9"),
-        ("files.0.source", "https://example.org/x"),
+        ("files.0.source", "http://example.org/x"),
+        ("files.0.source", "file://localhost/etc"),
+        ("files.0.source", "https://example.org/x/"),
+        ("files.0.source", "https://example.org/x?y=z"),
         ("files.0.source", "../elsewhere"),
+        ("files.0.size", None),
+        ("files.0.git_sha1", "0" * 40),
+        ("tokenizer", {"file": "vocab.json", "merges": "../merges.txt"}),
         ("files.0.source", "."),
         ("files", []),
         ("parameters", "many"),
@@ -258,6 +317,83 @@ def test_a_file_without_one_of_its_fields_is_refused(field, tmp_path):
     ],
 )
 def test_the_schema_refuses(where, value):
+    assert not VALIDATOR.is_valid(changed(where, value))
+
+
+def by_git(**changes: object) -> dict:
+    """A manifest in which the first file is pinned by its git blob SHA-1, as OpenAI's shards are."""
+    content = changed("files.0.size", None)
+    file = content["weights"][REMOTE]["files"][0]
+    del file["sha256"]
+    file.update({"git_sha1": "0123456789abcdef" * 2 + "01234567", **changes})
+    return content
+
+
+def test_a_git_blob_sha1_stands_for_digest_and_size(tmp_path):
+    VALIDATOR.validate(by_git())
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(by_git()), encoding="utf-8")
+    file = catalog.manifest(path)[REMOTE].weights[0]
+    assert (file.size, file.sha256, file.git_sha1) == (None, None, "0123456789abcdef0123456789abcdef01234567")
+    assert file.digest == "git blob SHA-1 0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("value", ["", "0" * 39, "0" * 64, "A" * 40, None, 7])
+def test_a_git_blob_sha1_that_is_none_is_refused(value, tmp_path):
+    text = refusal(by_git(git_sha1=value), tmp_path)
+    assert "only where no SHA-256 and size were published a git blob's SHA-1 of 40 digits stands for them" in text
+    assert f"got git_sha1 {value!r}" in text
+    assert not VALIDATOR.is_valid(by_git(git_sha1=value))
+
+
+def test_a_sha256_without_a_size_is_refused(tmp_path):
+    assert "a SHA-256 of 64 hex digits" in refusal(changed("files.0.size", None), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source", ["https://example.org", "https://example.org/a/b", "https://raw.example.org/a-b_c/d.e"]
+)
+def test_an_https_address_is_a_source(source, tmp_path):
+    content = changed("files.0.source", source)
+    VALIDATOR.validate(content)
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    file = catalog.manifest(path)[REMOTE].weights[0]
+    assert file.is_url
+    assert store.url_of(file) == f"{source}/{file.revision}/{file.filename}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["http://example.org/x", "ftp://example.org/x", "file:///etc", "file://localhost/etc", "ftp://127.0.0.1/x"],
+)
+def test_an_address_that_is_not_https_is_refused(source, tmp_path):
+    text = refusal(changed("files.0.source", source), tmp_path)
+    assert f"the entry {REMOTE}: {source}: expected an https address" in text
+    assert not VALIDATOR.is_valid(changed("files.0.source", source))
+
+
+@pytest.mark.parametrize("source", ["https://example.org/../../../x", "https://../x", "https://example.org/a/../b"])
+def test_an_address_that_leads_out_of_the_cache_is_refused(source, tmp_path):
+    """Its parts become directories of the cache."""
+    assert REMOTE in refusal(changed("files.0.source", source), tmp_path)
+    assert not VALIDATOR.is_valid(changed("files.0.source", source))
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("tokenizer", "vocab.txt"),
+        ("tokenizer", None),
+        ("tokenizer.file", ["vocab.txt"]),
+        ("files.0.filename", 7),
+        ("files.0.source", None),
+        ("files.0.source", 7),
+        ("files.0.revision", 7),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused(where, value, tmp_path):
+    assert f"the entry {REMOTE}" in refusal(changed(where, value), tmp_path)
     assert not VALIDATOR.is_valid(changed(where, value))
 
 
@@ -279,7 +415,16 @@ def test_an_entry_without_weights_is_refused(tmp_path):
     assert f"the entry {REMOTE} lacks a weights file or its tokenizer's file" in text
 
 
-@pytest.mark.parametrize("value", [{"file": "other.txt"}, {}, {"lower_case": True}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"file": "other.txt"},
+        {},
+        {"lower_case": True},
+        {"file": "vocab.txt", "merges": "m.txt"},
+        {"merges": "vocab.txt"},
+    ],
+)
 def test_an_entry_without_its_vocabulary_is_refused(value, tmp_path):
     assert f"the entry {REMOTE}" in refusal(changed("tokenizer", value), tmp_path)
 

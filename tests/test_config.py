@@ -8,6 +8,8 @@ import pytest
 
 from hubmodels.errors import ConfigError
 from hubmodels.families.bert import BertConfig, BertForSequenceClassification
+from hubmodels.families.gpt import GptConfig, GptDoubleHeads
+from hubmodels.families.gpt2 import Gpt2, Gpt2Config
 
 BASE_UNCASED = {
     "architectures": ["BertForMaskedLM"],
@@ -265,6 +267,19 @@ def test_what_a_user_may_set_changes_no_shape():
     shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
     assert shapes[0] == shapes[1]
     assert not {"hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads"} & set(BertConfig.ADJUSTABLE)
+
+
+@pytest.mark.parametrize(("config", "cls"), [(GptConfig, GptDoubleHeads), (Gpt2Config, Gpt2)], ids=["gpt", "gpt2"])
+def test_what_a_user_may_set_of_a_decoder_changes_no_shape(config, cls):
+    other = {"hidden_act": "relu"} | {name: 0.5 for name in config.ADJUSTABLE if name != "hidden_act"}
+    small = config(vocab_size=7, hidden_size=6, num_attention_heads=2, num_hidden_layers=1, max_position_embeddings=5)
+    models = [cls(chosen) for chosen in (small, dataclasses.replace(small, **other))]
+    shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
+    assert shapes[0] == shapes[1]
+    fixed = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"}
+    fixed |= {"intermediate_size", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"}
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert set(config.ADJUSTABLE) == fields - fixed
 
 
 @pytest.mark.parametrize("value", [1.0, -0.5])

@@ -8,6 +8,8 @@ import sys
 from conftest import REPOSITORY
 from test_hub import copy_checkout
 
+from hubmodels.catalog import manifest
+
 OFFLINE = """
 import socket
 
@@ -39,3 +41,22 @@ def test_the_demo_prints_words_with_probabilities():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert re.findall(r"^  \S+ +0\.\d{3}$", done.stdout, re.MULTILINE)
     assert done.stderr == ""
+    said = done.stdout.partition("The captain looked at the sea, and")[2]
+    assert len(said.split()) > 5
+
+
+def test_the_cards_of_embedded_models_say_what_they_are():
+    """Size and parameters as they are; figures filled in, one for each of its claims."""
+    for name, record in manifest().items():
+        if not record.weights[0].is_embedded:
+            continue
+        card = (REPOSITORY / record.homepage).read_text(encoding="utf-8")
+        size = sum(file.size for file in record.files)
+        assert f"{record.parameters:,}" in card, name
+        assert f"{size / 1e6:.1f} MB" in card, name
+        assert record.licence in card, name
+        assert re.findall(r"@[A-Z]+@", card) == [], name
+        if record.family == "gpt":
+            assert size <= 8_000_000
+            assert re.search(r"bits per byte \| \**\d\.\d+", card), name
+            assert "held out" in card

@@ -1,6 +1,8 @@
-"""The real all-MiniLM-L6-v2: a trained BERT, loaded by path and by name, against transformers and recorded values.
+"""Real checkpoints against transformers and recorded values.
 
-The values are those of the file with the pinned digest, computed with transformers 5.23 in float64.
+The all-MiniLM-L6-v2, a trained BERT, is loaded by path and by name; its values are those of the file with the pinned
+digest, computed with transformers 5.23 in float64. What this repository holds replays its manifest's check. What the
+user has downloaded of the published GPTs goes on with the texts that transformers' own tests expect of them.
 """
 
 import os
@@ -13,9 +15,12 @@ import torch.nn.functional as F
 
 import hubmodels
 from hubmodels import store
+from hubmodels.errors import StoreError
+from hubmodels.tasks import generate
 
 catalog = import_module("hubmodels.catalog")  # hubmodels.catalog, the attribute, is the entry point
 NAME = "all-MiniLM-L6-v2"
+USERS = {key: os.environ.get(key) for key in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")}  # before own_caches hides them
 DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TEXTS = ["This is an example sentence", "Each sentence is converted"]
 IDS = [[101, 2023, 2003, 2019, 2742, 6251, 102], [101, 2169, 6251, 2003, 4991, 102, 0]]
@@ -74,10 +79,10 @@ def assert_near(got: torch.Tensor, want, atol: float = 1e-5) -> None:
 def test_the_file_is_the_pinned_one(model, minilm):
     (file,) = model.provenance.files
     assert file.path == minilm / "model.safetensors"
-    assert file.sha256 == DIGEST == catalog.lookup(NAME).weights.sha256
-    assert file.path.stat().st_size == catalog.lookup(NAME).weights.size
+    assert file.sha256 == DIGEST == catalog.lookup(NAME).weights[0].sha256
+    assert file.path.stat().st_size == catalog.lookup(NAME).weights[0].size
     assert DIGEST in str(model.provenance)
-    store.verify(minilm / "vocab.txt", catalog.lookup(NAME).vocabulary)
+    store.verify(minilm / "vocab.txt", *catalog.lookup(NAME).vocabulary)
 
 
 def test_every_tensor_is_accounted_for(model):
@@ -155,11 +160,28 @@ def test_the_manifests_check_replays(model):
     replay(model, catalog.lookup(NAME).check)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, r in catalog.manifest().items() if r.weights.is_embedded and "none" not in r.check]
-)
+BASES = {"bert": hubmodels.bertModel, "gpt": hubmodels.gptModel, "gpt2": hubmodels.gpt2Model}
+EMBEDDED = [name for name, record in catalog.manifest().items() if record.weights[0].is_embedded]
+
+
+def test_a_model_of_each_kind_is_embedded_with_a_check():
+    assert {"bert-nano", "gpt-nano"} <= set(EMBEDDED)
+    assert [name for name in EMBEDDED if "none" in catalog.lookup(name).check] == []
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_check_of_a_model_in_this_repository_replays(name):
-    replay(hubmodels.bertModel(name), catalog.lookup(name).check)
+    record = catalog.lookup(name)
+    replay(BASES[record.family](name), record.check)
+
+
+def test_the_check_of_gpt_nano_holds_at_its_last_word_alone():
+    """The check sees the second and third word; that no later one changes them is what makes it a decoder's."""
+    check, model = catalog.lookup("gpt-nano").check, hubmodels.gptModel("gpt-nano")
+    ids = torch.tensor(check["input_ids"])
+    end = check["slice"][1][1]
+    assert end < ids.shape[1]
+    replay(model, {**check, "input_ids": ids[:, :end].tolist()})
 
 
 # --- By name
@@ -179,8 +201,85 @@ def test_by_name_from_the_users_cache(minilm, model):
         except OSError:  # another file system
             (folder / file.filename).symlink_to(minilm / file.filename)
     named = hubmodels.bertModel(NAME)
-    assert (named.provenance.weights, named.provenance.revision) == (NAME, catalog.lookup(NAME).weights.revision)
+    assert (named.provenance.weights, named.provenance.revision) == (NAME, catalog.lookup(NAME).revision)
     assert named.provenance.files[0].sha256 == DIGEST
     want = dict(model.named_parameters())
     assert all(torch.equal(parameter, want[name]) for name, parameter in named.named_parameters())
     assert hubmodels.bertTokenizer(NAME)(TEXTS)["input_ids"].tolist() == IDS
+
+
+# --- What the user has downloaded. The texts are of transformers' tests/models/openai/test_modeling_openai.py and
+# tests/models/gpt2/test_modeling_gpt2.py
+
+
+@pytest.fixture
+def users_caches(own_caches, monkeypatch):
+    """The caches that the user really has, looked into and never written to: downloads fail."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    for key, value in USERS.items():
+        monkeypatch.delenv(key, raising=False) if value is None else monkeypatch.setenv(key, value)
+    home = USERS["HF_HOME"] or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", os.path.expanduser(USERS["HF_HUB_CACHE"] or f"{home}/hub"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+
+    def absent(*_, **__):
+        raise ConnectionError("not downloaded by a test")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", absent)
+
+
+def load_if_at_hand(entry, name: str):
+    """Skips where the user has not downloaded the files; bytes that are there and wrong are a failure."""
+    try:
+        return entry(name, progress=False)
+    except StoreError as error:
+        if "could not be downloaded" not in str(error):
+            raise
+        pytest.skip(f"{name} is not in the user's cache")
+
+
+def test_openai_gpt_goes_on_as_published(users_caches):
+    model = load_if_at_hand(hubmodels.gpt, "openai-gpt")
+    prompt = [481, 4735, 544]  # the president is
+    expected = [246, 963, 870, 762, 239, 244, 40477, 244, 249, 719, 881, 487, 544, 240, 244, 603, 481]
+    assert model.generate(torch.tensor([prompt]), max_new_tokens=17)[0].ids == expected
+    tokenizer = load_if_at_hand(hubmodels.gptTokenizer, "openai-gpt")
+    assert tokenizer("the president is")["input_ids"].tolist() == [prompt]
+
+
+def test_gpt2_goes_on_as_published(users_caches):
+    """A batch of two prompts; transformers pads them on the left, we on the right."""
+    model = load_if_at_hand(hubmodels.gpt2, "gpt2")
+    tokenizer = load_if_at_hand(hubmodels.gpt2Tokenizer, "gpt2")
+    prompts = ["Hello, my dog is a little", "Today, I"]
+    expected = [
+        "Hello, my dog is a little bit of a mess. I'm not sure if he's going",
+        "Today, I'm going to be doing a lot of research on this. I",
+    ]
+    longest = max(len(tokenizer(prompt)["input_ids"][0]) for prompt in prompts)
+    found = generate(model, tokenizer, prompts, max_new_tokens=20 - longest)  # there max_length counts the prompt
+    assert [prompt + text.text for prompt, text in zip(prompts, found, strict=True)] == expected
+
+
+def test_gpt2s_check_replays(users_caches):
+    replay(load_if_at_hand(hubmodels.gpt2Model, "gpt2"), catalog.lookup("gpt2").check)
+
+
+@pytest.mark.parametrize("entry", [hubmodels.gpt, hubmodels.gpt2])
+def test_what_is_not_at_hand_is_skipped_and_what_is_wrong_is_not(entry, users_caches, tmp_path, monkeypatch):
+    """The skip must not hide a damaged file."""
+    name = "openai-gpt" if entry is hubmodels.gpt else "gpt2"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    with pytest.raises(pytest.skip.Exception, match=f"{name} is not in the user's cache"):
+        load_if_at_hand(entry, name)
+    file = catalog.lookup(name).weights[0]
+    if file.is_url:
+        path = tmp_path / "torch" / "hub" / "hubmodels" / file.source.removeprefix("https://") / file.revision
+    else:
+        path = tmp_path / "hf" / f"models--{file.source.replace('/', '--')}" / "snapshots" / file.revision
+    (path / file.filename).parent.mkdir(parents=True, exist_ok=True)
+    (path / file.filename).write_bytes(b"not it")
+    with pytest.raises(StoreError, match=r"It is not the file that was pinned"):
+        load_if_at_hand(entry, name)

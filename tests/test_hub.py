@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -39,8 +40,27 @@ ENTRIES = [
     "bertModel",
     "bertTokenizer",
     "catalog",
+    "gpt",
+    "gpt2",
+    "gpt2LMHeadModel",
+    "gpt2Model",
+    "gpt2Tokenizer",
+    "gptDoubleHeads",
+    "gptModel",
+    "gptTokenizer",
+    "openAIGPTDoubleHeadsModel",
+    "openAIGPTLMHeadModel",
+    "openAIGPTModel",
+    "openAIGPTTokenizer",
 ]
 TAKE_WEIGHTS = [name for name in ENTRIES if name != "catalog"]
+ALIASES = {  # as the original port called them
+    "gpt2LMHeadModel": "gpt2",
+    "openAIGPTDoubleHeadsModel": "gptDoubleHeads",
+    "openAIGPTLMHeadModel": "gpt",
+    "openAIGPTModel": "gptModel",
+    "openAIGPTTokenizer": "gptTokenizer",
+}
 RESERVED = {"model", "repo_or_dir", "source", "trust_repo", "force_reload", "verbose", "skip_validation"}
 
 # What version 0.2.0 does otherwise: a model's logits are doubled, and so is what its own attention kernel computes.
@@ -151,6 +171,10 @@ def load(entry: str, *arguments, repo: str = V1, **options):
     return torch.hub.load(repo, entry, *arguments, trust_repo=True, verbose=False, **options)
 
 
+def family_of(entry: str) -> str:
+    return "gpt2" if entry.startswith("gpt2") else "gpt" if entry.startswith(("gpt", "openAIGPT")) else "bert"
+
+
 @functools.cache
 def entry_point(tree: Path, name: str):
     """The function that torch.hub.load calls."""
@@ -185,8 +209,68 @@ def test_an_entry_point_loads_from_the_cache_without_a_network(no_sockets, tree)
     assert loaded_from() == tree
 
 
+def test_a_language_model_goes_on_from_a_text_without_a_network(no_sockets, tree):
+    model, tokenizer = load("gpt", "gpt-nano"), load("gptTokenizer", "gpt-nano")
+    prompt = tokenizer("The ship sailed across the")
+    assert not model.training
+    (added,) = model.generate(**prompt, max_new_tokens=3)
+    assert 1 <= len(added.ids) <= 3
+    assert all(0 <= token < tokenizer.vocab_size for token in added.ids)
+    assert model.provenance.files[0].path == tree / "hubmodels" / "weights" / "gpt-nano" / "model.safetensors"
+    assert loaded_from() == tree
+
+
 def test_the_catalog_loads_like_a_model(no_sockets):
-    assert "bert-nano" in [row["name"] for row in load("catalog")]
+    rows = load("catalog")
+    assert {"bert-nano", "gpt-nano"} <= {row["name"] for row in rows}
+    assert {row["family"] for row in rows} == {family_of(entry) for entry in TAKE_WEIGHTS}
+
+
+SIZES = {"vocab_size": 11, "n_positions": 7, "n_embd": 6, "n_layer": 1, "n_head": 2}
+
+
+@pytest.mark.parametrize(("alias", "name"), [pair for pair in ALIASES.items() if "Tokenizer" not in pair[0]])
+def test_an_original_name_gives_the_same_model_with_its_original_call(alias, name, tmp_path, no_sockets):
+    model_type = "gpt2" if family_of(name) == "gpt2" else "openai-gpt"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
+    models = []
+    for entry in (alias, name):
+        torch.manual_seed(5)
+        models.append(load(entry, tmp_path, pretrained=False))
+    theirs, ours = models
+    assert isinstance(theirs, type(ours))
+    assert all(
+        torch.equal(*pair) for pair in zip(theirs.state_dict().values(), ours.state_dict().values(), strict=True)
+    )
+    ids, deciding = torch.tensor([[[3, 1, 4], [1, 5, 9]]]), torch.tensor([[2, 0]])
+    with torch.no_grad():
+        if "Double" in alias:
+            got, expected = theirs(ids, deciding), ours(ids, mc_token_ids=deciding)
+            assert torch.equal(got[1], expected.mc_logits)
+            assert torch.equal(got[0], expected.logits)
+        else:
+            got, expected = theirs(ids[0]), ours(ids[0])
+            got = got[0] if alias.startswith("gpt2") else got
+            assert torch.equal(got, expected.last_hidden_state if alias.endswith("TModel") else expected.logits)
+
+
+def test_the_original_name_gives_the_same_tokenizer(no_sockets):
+    """Used as the original port's help says: tokenize, convert, convert back."""
+    tokenizer, ours = load("openAIGPTTokenizer", "gpt-nano"), load("gptTokenizer", "gpt-nano")
+    tokens = tokenizer.tokenize("Who was Jim Henson ? Jim Henson was a puppeteer")
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    assert [ids] == ours("Who was Jim Henson ? Jim Henson was a puppeteer")["input_ids"].tolist()
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
+
+
+def test_the_help_of_an_original_name_says_what_it_is_today(no_sockets):
+    for alias, name in ALIASES.items():
+        page, todays = torch.hub.help(V1, alias), torch.hub.help(V1, name)
+        if "Tokenizer" in alias:
+            assert page == alias + todays.removeprefix(name)
+        else:
+            assert f"`{name}` with its original call" in page
+            assert page.splitlines()[0].removeprefix(alias) == todays.splitlines()[0].removeprefix(name)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -196,13 +280,15 @@ def test_help_is_a_page_with_signature_weights_and_example(entry, no_sockets):
     assert ">>> " in page
     if entry in TAKE_WEIGHTS:
         for row in load("catalog"):
-            assert f"    {row['name']} " in page
-            assert row["licence"] in page
+            is_own = row["family"] == family_of(entry)
+            assert (f"    {row['name']} " in page) == is_own, row["name"]
+            assert not is_own or row["licence"] in page
+            assert not is_own or f"{row['megabytes']:.0f} MB" in page
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_the_example_of_a_help_page_runs(entry, no_sockets):
-    names = {name: functools.partial(load, name) for name in ENTRIES}
+    names = {"torch": torch, **{name: functools.partial(load, name) for name in ENTRIES}}
     example = doctest.DocTestParser().get_doctest(torch.hub.help(V1, entry), names, entry, None, 0)
     report = io.StringIO()
     result = doctest.DocTestRunner(verbose=False).run(example, out=report.write)
@@ -222,8 +308,28 @@ def test_options_are_in_the_help_and_none_is_an_option_of_torch_hub_load(entry, 
     assert not RESERVED & {*parameters, *options}
     if "Classification" not in entry:
         options -= {"num_labels"}  # refused by an entry point without labels
+    if entry in ("gpt", "gptModel", "gpt2", "gpt2Model", "gpt2LMHeadModel", "openAIGPTLMHeadModel", "openAIGPTModel"):
+        options -= {"head_seed"}  # refused by one without a head of its own
+    family = importlib.import_module(f"hubmodels.families.{family_of(entry)}").FAMILY
+    others = {"hidden_dropout_prob", "embedding_dropout_prob", "classifier_dropout", "summary_dropout_prob"}
+    options -= others - set(family.config.ADJUSTABLE)  # another family's
     page = torch.hub.help(V1, entry)
-    assert [name for name in sorted(options) if name not in page] == []
+    words = set(re.findall(r"\w+", page.partition("Weights, size and licence:")[0]))
+    assert [name for name in sorted(options) if name not in words] == []
+    if "ModelOptions" in str(parameters):
+        assert [name for name in sorted(others - options) if name in words] == []
+
+
+@pytest.mark.parametrize("entry", ["bertModel", "gpt", "openAIGPTModel"])
+def test_an_option_of_another_family_is_refused(entry, no_sockets):
+    name = f"{family_of(entry)}-nano"
+    option = "embedding_dropout_prob" if entry == "bertModel" else "classifier_dropout"
+    with pytest.raises(ValueError, match=rf"^unknown option {option}; options are ") as caught:
+        load(entry, name, **{option: 0.1})
+    assert option not in str(caught.value).partition(";")[2]
+    for refused in ("num_labels", "head_seed"):
+        with pytest.raises(ValueError, match=rf"^{refused} = 1: \w+ has no (labels to number|head to start anew)$"):
+            load(entry, name, **{refused: 1})
 
 
 def test_the_catalog_takes_no_option_of_torch_hub_load(tree):
@@ -247,6 +353,14 @@ def test_unknown_weights_bring_near_names():
 def test_an_unknown_option_brings_the_known_ones():
     with pytest.raises(ValueError, match=r"dropout.*hidden_dropout_prob"):
         load("bertModel", "bert-nano", dropout=0.0)
+
+
+@pytest.mark.parametrize(("entry", "name"), [("gpt2", "gpt-nano"), ("bertModel", "gpt-nano"), ("gpt", "bert-nano")])
+def test_weights_of_another_family_bring_their_own(entry, name):
+    family = name.split("-")[0]
+    expected = rf"^{name} is a {family} checkpoint; this entry point loads {family_of(entry)}; .* begins with {family}$"
+    with pytest.raises(LookupError, match=expected):
+        load(entry, name)
 
 
 def test_an_altered_copy_is_refused_with_what_to_do(tree, tmp_path):
@@ -369,7 +483,7 @@ def test_versions_run_their_own_code_side_by_side(order, no_sockets):
         torch.testing.assert_close(logits(model), expected * (2 if repo == V2 else 1))
         loss = model(IDS, MASK, labels=IDS.where(MASK == 1, -100)).loss
         loss.backward()  # through the version's own operator
-        assert all(parameter.grad is not None for parameter in model.encoder.layers.parameters())
+        assert all(parameter.grad is not None for parameter in model.transformer.layers.parameters())
 
 
 def test_no_version_registers_its_operators_over_those_of_a_living_model():
@@ -402,6 +516,16 @@ def test_a_model_of_the_version_before_is_never_pickled_as_another_version():
     load("bertModel", "bert-nano", repo=V2)
     with pytest.raises(pickle.PicklingError):
         pickle.dumps(first)
+
+
+@pytest.mark.parametrize(("entry", "name"), [("bertForMaskedLM", "bert-nano"), ("gpt", "gpt-nano")])
+def test_a_model_is_pickled_whole(entry, name):
+    model = load(entry, name)
+    back = pickle.loads(pickle.dumps(model))
+    ids = IDS.clamp(max=900)
+    with torch.no_grad():
+        assert torch.equal(back(ids, MASK).logits, model(ids, MASK).logits)
+    assert str(back.provenance) == str(model.provenance)
 
 
 @pytest.mark.parametrize("imported", [False, True], ids=["installed", "installed and imported"])
@@ -521,9 +645,13 @@ socket.socket.connect = socket.getaddrinfo = refuse
 import torch
 before = set(sys.modules)
 model = torch.hub.load(sys.argv[1], "bertModel", "bert-nano", source="local")
+gpt = torch.hub.load(sys.argv[1], "gpt", "gpt-nano", source="local")
+assert len(gpt.generate(torch.tensor([[7, 8], [9, 10]]), torch.tensor([[1, 1], [0, 1]]), max_new_tokens=3)) == 2
 Path("imported").write_text("\\n".join(set(sys.modules) - before))
 tokenizer = torch.hub.load(sys.argv[1], "bertTokenizer", "bert-nano", source="local")
 assert model(**tokenizer("The ship sailed.")).pooler_output.isfinite().all()
+tokenizer = torch.hub.load(sys.argv[1], "gptTokenizer", "gpt-nano", source="local")
+assert gpt(**tokenizer("The ship sailed.")).logits.isfinite().all()
 """
 
 

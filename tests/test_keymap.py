@@ -145,8 +145,8 @@ def test_transposition_both_ways():
 
 
 def test_dump_refuses_a_parameter_that_no_row_writes():
-    with pytest.raises(CheckpointError, match=r"export.*encoder\.layers\.0\.gate\.weight"):
-        KEYS.dump({"encoder.layers.0.gate.weight": torch.ones(1)}, True)
+    with pytest.raises(CheckpointError, match=r"export.*transformer\.layers\.0\.gate\.weight"):
+        KEYS.dump({"transformer.layers.0.gate.weight": torch.ones(1)}, True)
 
 
 def test_dumped_parts_do_not_share_memory():
@@ -166,7 +166,7 @@ def test_a_separate_but_equal_decoder_is_tied():
     assert_accounts(report, theirs, model)
     tied = {entry.theirs: (entry.ours, entry.because) for entry in report.entries if entry.operation == "tied"}
     assert tied == {
-        DECODER: ("encoder.embeddings.word.weight", f"repeats {WORDS}"),
+        DECODER: ("transformer.embeddings.word.weight", f"repeats {WORDS}"),
         "cls.predictions.decoder.bias": ("head.bias", "repeats cls.predictions.bias"),
     }
 
@@ -217,7 +217,7 @@ def test_a_repeat_in_another_dtype_is_compared_by_value():
     theirs[WORDS] = theirs[WORDS].half().float()
     theirs[DECODER] = theirs[WORDS].half()
     loaded, report = load(theirs, model)
-    assert torch.equal(loaded["encoder.embeddings.word.weight"], theirs[WORDS])
+    assert torch.equal(loaded["transformer.embeddings.word.weight"], theirs[WORDS])
     assert report.count("tied") == 1
 
 
@@ -239,7 +239,7 @@ def test_a_head_is_dropped_by_a_base_model():
     theirs = KEYS.dump(source.state_dict(), True)
     model = make("BertModel", seed=1)
     loaded, report = load(theirs, model)
-    assert_equal(loaded, source.encoder.state_dict())
+    assert_equal(loaded, source.transformer.state_dict())
     assert_accounts(report, theirs, model)
     dropped = {entry.theirs: entry.because for entry in report.entries if entry.operation == "dropped"}
     assert dropped["cls.predictions.bias"] == "this model has no head"
@@ -254,8 +254,8 @@ def test_a_base_checkpoint_leaves_the_head_new(name):
     loaded, report = load(theirs, model)
     assert_accounts(report, theirs, model)
     new = {entry.ours for entry in report.entries if entry.operation == "new"}
-    assert new == {key for key in shapes(model) if not key.startswith("encoder.")} != set()
-    assert {key.removeprefix("encoder.") for key in loaded} <= source.state_dict().keys()
+    assert new == {key for key in shapes(model) if not key.startswith("transformer.")} != set()
+    assert {key.removeprefix("transformer.") for key in loaded} <= source.state_dict().keys()
     assert all(entry.because == "the checkpoint has none" for entry in report.entries if entry.operation == "new")
 
 
@@ -292,7 +292,7 @@ def test_a_head_with_a_part_missing_is_an_error():
 
 def test_the_encoder_is_never_new():
     model = make("BertForTokenClassification")
-    with pytest.raises(CheckpointError, match=r"encoder\.embeddings\.word\.weight \[37, 12\] is in the model"):
+    with pytest.raises(CheckpointError, match=r"transformer\.embeddings\.word\.weight \[37, 12\] is in the model"):
         load({"classifier.weight": torch.zeros(5, 12), "classifier.bias": torch.zeros(5)}, model)
 
 
@@ -312,17 +312,19 @@ def test_everything_that_does_not_fit_is_in_one_error():
     lines = text.splitlines()
     assert lines[0] == "some/file.bin: 5 of its tensors and the model do not fit:"
     assert len(lines) == 7
-    assert "encoder.layers.0.feed_forward.output.bias [12] is in the model, but nothing in the file fills it" in text
     assert (
-        "encoder.layer.1.attention.self.key.weight is not in the file, but encoder.layers.1.attention.qkv.weight is "
-        "made of it" in text
+        "transformer.layers.0.feed_forward.output.bias [12] is in the model, but nothing in the file fills it" in text
+    )
+    assert (
+        "encoder.layer.1.attention.self.key.weight is not in the file, "
+        "but transformer.layers.1.attention.qkv.weight is made of it" in text
     )
     assert (
         "bert.encoder.layer.1.attention.output.gate.weight [2, 3] is in the file, but no row knows it "
         "(the nearest row is encoder.layer.{i}.attention.output.dense.{wb})" in text
     )
     assert "completely.unlike [7] is in the file, but no row knows it\n" in text
-    assert "bert.embeddings.LayerNorm.weight: expected [12] for encoder.embeddings.norm.weight, got [13]" in text
+    assert "bert.embeddings.LayerNorm.weight: expected [12] for transformer.embeddings.norm.weight, got [13]" in text
     assert "config.json" in lines[-1]
 
 

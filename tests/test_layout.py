@@ -24,10 +24,22 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint.readers": {"checkpoint.keymap", "errors"},
     "checkpoint.dialects": {"checkpoint.keymap", "errors"},
     "checkpoint": set(),
-    "layers": {"packing", "errors"},
-    "encoder": {"layers", "packing", "errors"},
-    "heads": {"encoder", "layers", "errors"},
-    "families": {"heads", "encoder", "layers", "checkpoint.config", "checkpoint.keymap", "errors"},
+    "cache": {"packing", "errors"},
+    "layers": {"cache", "packing", "errors"},
+    "transformer": {"layers", "cache", "packing", "errors"},
+    "prepack": {"layers", "errors"},
+    "generation": {"prepack", "cache", "errors"},
+    "heads": {"transformer", "layers", "errors"},
+    "language_model": {"heads", "generation", "transformer", "layers", "packing", "errors"},
+    "families": {
+        "language_model",
+        "heads",
+        "transformer",
+        "layers",
+        "checkpoint.config",
+        "checkpoint.keymap",
+        "errors",
+    },
     "tokenizers": {"errors"},
     "store": {"catalog", "errors"},
     "loading": {
@@ -39,16 +51,17 @@ ROOMS: dict[str, set[str]] = {
         "checkpoint.dialects",
         "tokenizers",
         "heads",
-        "encoder",
+        "transformer",
         "layers",
         "errors",
     },  # no family: an entry point hands its own over
-    "tasks": {"heads", "encoder", "tokenizers", "errors"},
+    "tasks": {"language_model", "generation", "heads", "transformer", "tokenizers", "errors"},
     "training": {
+        "tasks",
         "loading",
         "families",
         "heads",
-        "encoder",
+        "transformer",
         "layers",
         "packing",
         "tokenizers",
@@ -56,13 +69,13 @@ ROOMS: dict[str, set[str]] = {
         "store",
         "errors",
     },
-    "hub": {"loading", "families", "catalog", "tokenizers", "errors"},
-    "": {"hub", "loading"},  # hubmodels/__init__.py
-    "cli": {"", "hub", "tasks", "catalog", "errors"},
+    "hub": {"loading", "families", "catalog", "cache", "checkpoint.config", "tokenizers", "errors"},
+    "": {"hub", "loading", "prepack"},  # hubmodels/__init__.py
+    "cli": {"", "hub", "tasks", "generation", "loading", "catalog", "errors"},
     "__main__": {"cli"},
 }
 AT_START = {"torch", "typing_extensions"}  # third-party packages that may be imported before they are needed
-MOST_CODE_LINES = 2100  # without training
+MOST_CODE_LINES = 3600  # without training
 LONGEST_FUNCTION = 60
 
 

@@ -15,7 +15,7 @@ from test_store import REPO, REVISION, FakeHub
 import hubmodels
 from hubmodels import loading
 from hubmodels.errors import CatalogError, CheckpointError, ConfigError, InputError, StoreError
-from hubmodels.families import bert
+from hubmodels.families import bert, gpt, gpt2
 
 catalog = import_module("hubmodels.catalog")  # hubmodels.catalog, the attribute, is the entry point
 WITH_LABELS = ("BertForSequenceClassification", "BertForTokenClassification")
@@ -154,7 +154,9 @@ def test_models_come_in_eval_mode_and_can_be_trained(words):
     before = (words / "model.safetensors").read_bytes()
     ids = inputs("BertForMaskedLM")["input_ids"]
     model(ids, labels=ids).loss.backward()
-    assert all(p.grad is not None for p in model.parameters() if p is not model.encoder.embeddings.token_type.weight)
+    assert all(
+        p.grad is not None for p in model.parameters() if p is not model.transformer.embeddings.token_type.weight
+    )
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert (words / "model.safetensors").read_bytes() == before
 
@@ -190,8 +192,8 @@ def test_overrides_adjust_the_config(words):
     model = hubmodels.bertForMaskedLM(words, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0, hidden_act="relu")
     assert (model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob) == (0.3, 0)
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
-    assert model.encoder.layers[0].attention.dropout == 0
-    assert model.encoder.layers[0].feed_forward.activation == "relu"
+    assert model.transformer.layers[0].attention.dropout == 0
+    assert model.transformer.layers[0].feed_forward.activation == "relu"
     assert hubmodels.bertForMaskedLM(words).config.hidden_dropout_prob == 0.1
 
 
@@ -206,6 +208,12 @@ def test_an_option_that_would_change_shapes_or_is_unknown(option, words):
 def test_all_unknown_options_are_named(words):
     with pytest.raises(InputError, match=r"^unknown option force_reload, trust_repo; "):
         hubmodels.bertModel(words, trust_repo=True, force_reload=True)
+
+
+def test_the_options_are_those_of_the_families():
+    """The type that an editor shows, and what is taken."""
+    adjustable = {name for family in (bert, gpt, gpt2) for name in family.FAMILY.config.ADJUSTABLE}
+    assert set(loading.ModelOptions.__annotations__) == adjustable | set(loading.LoadOptions.__annotations__)
 
 
 @pytest.mark.parametrize(("option", "value"), [("hidden_dropout_prob", 1.5), ("hidden_act", "swish9")])
@@ -288,7 +296,7 @@ def test_head_seed_replaces_the_head_of_the_file(tmp_path):
     kept = hubmodels.bertForSequenceClassification(directory)
     new = hubmodels.bertForSequenceClassification(directory, head_seed=0)
     assert not torch.equal(kept.classifier.weight, new.classifier.weight)
-    assert torch.equal(kept.encoder.pooler.weight, new.encoder.pooler.weight)
+    assert torch.equal(kept.transformer.pooler.weight, new.transformer.pooler.weight)
 
 
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "BertForQuestionAnswering", "BertForMaskedLM"])
@@ -319,7 +327,7 @@ def test_several_parts_that_the_file_lacks_are_one_warning(words):
     with pytest.warns(UserWarning, match="starts anew") as caught:
         hubmodels.bertForSequenceClassification(words)
     (warning,) = caught
-    assert "has no encoder.pooler, classifier for BertForSequenceClassification" in str(warning.message)
+    assert "has no transformer.pooler, classifier for BertForSequenceClassification" in str(warning.message)
 
 
 def test_a_head_that_is_asked_for_does_not_warn(tmp_path):
@@ -342,7 +350,7 @@ def test_not_pretrained_draws_from_the_global_generator(words):
 
     first, again, other = draw(1), draw(1), draw(2)
     assert_equal(first, again)
-    word = "encoder.embeddings.word.weight"
+    word = "transformer.embeddings.word.weight"
     assert not torch.equal(first[word], other[word])
     assert first[word][0].eq(0).all()
     assert 0.01 < first[word].std() < 0.03
@@ -443,16 +451,49 @@ def test_a_config_that_does_not_belong_to_the_file(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         hubmodels.bertForMaskedLM(directory)
     text = str(caught.value)
-    assert "word_embeddings.weight: expected [41, 12] for encoder.embeddings.word.weight, got [37, 12]" in text
+    assert "word_embeddings.weight: expected [41, 12] for transformer.embeddings.word.weight, got [37, 12]" in text
     assert "Check that config.json belongs to this file" in text
 
 
 def test_the_entry_point_of_another_family(monkeypatch):
     record = catalog.lookup("bert-tiny")
-    other = type(record)(**{**vars(record), "name": "gpt", "family": "gpt"})
-    monkeypatch.setattr(catalog, "manifest", lambda path=None: {"gpt": other})
-    with pytest.raises(CatalogError, match=r"^gpt is a gpt checkpoint; this entry point loads bert$"):
-        hubmodels.bertModel("gpt")
+    other = type(record)(**{**vars(record), "name": "some-t5", "family": "t5"})
+    monkeypatch.setattr(catalog, "manifest", lambda path=None: {"some-t5": other})
+    said = r"^some-t5 is a t5 checkpoint; this entry point loads bert; take an entry point whose name begins with t5$"
+    with pytest.raises(CatalogError, match=said):
+        hubmodels.bertModel("some-t5")
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "family", "wanted"),
+    [
+        ("bertModel", "gpt-nano", "gpt", "bert"),
+        ("bertForMaskedLM", "gpt2", "gpt2", "bert"),
+        ("gptModel", "bert-nano", "bert", "gpt"),
+        ("gpt", "gpt2", "gpt2", "gpt"),
+        ("gptDoubleHeads", "distilgpt2", "gpt2", "gpt"),
+        ("gpt2", "gpt-nano", "gpt", "gpt2"),
+        ("openAIGPTLMHeadModel", "gpt2-medium", "gpt2", "gpt"),
+    ],
+)
+def test_weights_of_another_family_are_refused_before_anything_is_fetched(entry, name, family, wanted, monkeypatch):
+    monkeypatch.setattr(loading.store, "fetch", lambda *_, **__: pytest.fail("a file was fetched"))
+    with pytest.raises(CatalogError) as caught:
+        getattr(hubmodels, entry)(name)
+    text = f"{name} is a {family} checkpoint; this entry point loads {wanted}; take "
+    assert str(caught.value).startswith(text)
+    assert str(caught.value).endswith(f" whose name begins with {family}")
+
+
+@pytest.mark.parametrize(("entry", "name"), [("bertTokenizer", "gpt-nano"), ("gptTokenizer", "bert-nano")])
+def test_a_tokenizer_of_another_kind(entry, name):
+    kinds = {"bertTokenizer": "WordPieceTokenizer", "gptTokenizer": "BytePairTokenizer"}
+    got = next(kind for kind in kinds.values() if kind != kinds[entry])
+    with pytest.raises(CatalogError) as caught:
+        getattr(hubmodels, entry)(name)
+    assert str(caught.value) == (
+        f"{name} has a {got}, but this entry point makes a {kinds[entry]}; take the entry point of its own family"
+    )
 
 
 def test_a_damaged_file_is_named(words):
@@ -568,7 +609,7 @@ def test_a_model_by_name(published):
     model = hubmodels.bertForMaskedLM("some-bert", progress=False)
     assert_equal(tensors_of(model), make("BertForMaskedLM").state_dict())
     provenance = model.provenance
-    file = catalog.lookup("some-bert").weights
+    file = catalog.lookup("some-bert").weights[0]
     assert (provenance.weights, provenance.revision, provenance.dialect) == ("some-bert", REVISION, "huggingface")
     assert [(f.source, f.revision, f.sha256) for f in provenance.files] == [(REPO, REVISION, file.sha256)]
     assert provenance.files[0].path.read_bytes() == published.files[f"{REPO}/resolve/{REVISION}/model.safetensors"]
@@ -595,5 +636,5 @@ def test_wrong_bytes_are_never_parsed(published, monkeypatch):
     monkeypatch.setattr(loading, "read_checkpoint", lambda path: pytest.fail("the file was opened"))
     with pytest.raises(StoreError) as caught:
         hubmodels.bertForMaskedLM("some-bert", progress=False)
-    assert catalog.lookup("some-bert").weights.sha256 in str(caught.value)
+    assert catalog.lookup("some-bert").weights[0].sha256 in str(caught.value)
     assert hashlib.sha256(wrong).hexdigest() in str(caught.value)

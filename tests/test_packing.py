@@ -15,17 +15,19 @@ from hubmodels.packing import Packing, packing_of
 
 K = D // H
 PADDED = PATTERNS[1:]
+CPU = torch.device("cpu")
+BOTH = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 
 
-def packing(pattern):
+def packing(pattern, causal=False):
     mask = mask_of(pattern, B)
-    return packing_of(B, S, mask), mask.bool()
+    return packing_of(B, S, mask, causal), mask.bool()
 
 
-def with_an_empty_row(pattern="interleaved"):
+def with_an_empty_row(pattern="interleaved", causal=False):
     mask = mask_of(pattern, B)
     mask[2] = 0
-    return packing_of(B, S, mask), mask.bool()
+    return packing_of(B, S, mask, causal), mask.bool()
 
 
 def heads(count, seed=20, dtype=torch.float64):
@@ -34,12 +36,15 @@ def heads(count, seed=20, dtype=torch.float64):
     return [torch.randn(count, H, K, generator=draw, dtype=dtype).requires_grad_() for _ in range(3)]
 
 
-def by_hand(q, k, v, mask):
+def by_hand(q, k, v, mask, causal=False):
     """[T, H, K] three times -> [T, H, K], row after row, softmax written out"""
     out, begin = [], 0
     for count in mask.sum(1).tolist():
         rows = slice(begin, begin + count)
         scores = torch.einsum("ihk,jhk->hij", q[rows], k[rows]) / K**0.5
+        if causal:
+            later = torch.arange(count)[:, None] < torch.arange(count)
+            scores = scores.masked_fill(later, -torch.inf)
         out.append(torch.einsum("hij,jhk->ihk", scores.softmax(-1), v[rows]))
         begin += count
     return torch.cat(out)
@@ -56,6 +61,12 @@ def test_packing_says_where_the_tokens_stand(pattern):
     assert packed.offsets.tolist() == [sum(lengths[:row]) for row in range(B + 1)]
     assert packed.longest == max(lengths)
     assert packed.pairwise is None
+    assert not packed.causal
+    causal, _ = packing(pattern, causal=True)
+    assert causal.causal
+    assert torch.equal(causal.indices, packed.indices)
+    assert torch.equal(causal.offsets, packed.offsets)
+    assert (causal.longest, causal.pairwise) == (packed.longest, None)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -83,11 +94,59 @@ def test_first_of_a_row_of_padding_is_zero():
     assert first.sum(1).tolist() == [D, D, 0, D, D]
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_last_is_the_last_token_of_each_row(pattern):
+    packed, mask = packing(pattern)
+    x = torch.randn(B, S, D, generator=generator(26))
+    columns = [S - 1 - row[::-1].index(True) for row in mask.tolist()]
+    assert torch.equal(packed.last(packed.pack(x)), torch.stack([x[row, c] for row, c in enumerate(columns)]))
+
+
+def test_last_of_a_row_of_padding_is_zero():
+    for empty in range(B):  # the first row too, before which no token stands, and the last, after which none does
+        mask = mask_of("interleaved", B)
+        mask[empty] = 0
+        packed = packing_of(B, S, mask)
+        last = packed.last(torch.ones(int(mask.sum()), D))
+        assert last.sum(1).tolist() == [0 if row == empty else D for row in range(B)]
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_first_and_last_where_there_is_no_token_at_all(which):
+    packed = packing_of(B, S, torch.zeros(B, S))
+    assert torch.equal(getattr(packed, which)(torch.ones(0, D)), torch.zeros(B, D))
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+@pytest.mark.parametrize("pattern", ["none", "interleaved"])
+def test_the_gradient_of_first_and_last_reaches_that_token_alone(which, pattern):
+    packed, mask = packing(pattern)
+    x = torch.randn(int(mask.sum()), D, generator=generator(27)).requires_grad_()
+    getattr(packed, which)(x).sum().backward()
+    columns = [row.index(True) if which == "first" else S - 1 - row[::-1].index(True) for row in mask.tolist()]
+    reached = packed.unpack(x.grad)[..., 0].nonzero().tolist()
+    assert reached == [[row, column] for row, column in enumerate(columns)]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_real_says_what_is_a_token(pattern):
+    packed, mask = packing(pattern)
+    real = packed.real()
+    assert (real is None) == (pattern == "none")
+    assert real is None or torch.equal(real, mask)
+
+
+def test_real_of_nothing_but_padding_and_of_pairs():
+    assert packing_of(B, S, torch.zeros(B, S)).real().eq(False).all()
+    assert packing_of(B, S, torch.zeros(B, S, S)).real() is None
+
+
+@BOTH
 @pytest.mark.parametrize("mask", [None, torch.ones(B, S)], ids=["no mask", "a mask of ones"])
-def test_a_batch_without_padding_is_packed_by_a_view(mask):
-    packed = packing_of(B, S, mask)
-    assert packed == Packing(B, S)
-    assert packed.mask() is None
+def test_a_batch_without_padding_is_packed_by_a_view(mask, causal):
+    packed = packing_of(B, S, mask, causal)
+    assert packed == Packing(B, S, causal=causal)
+    assert (packed.mask(CPU) is None) == (not causal)
     x = torch.randn(B, S, D)
     assert packed.pack(x).data_ptr() == x.data_ptr()
     assert packed.unpack(packed.pack(x)).data_ptr() == x.data_ptr()
@@ -95,11 +154,34 @@ def test_a_batch_without_padding_is_packed_by_a_view(mask):
 
 def test_mask_lets_a_row_of_padding_look_at_everything():
     packed, mask = with_an_empty_row()
-    seen = packed.mask()
+    seen = packed.mask(CPU)
     assert seen.shape == (B, 1, 1, S)
     expected = mask.clone()
     expected[2] = True
     assert torch.equal(seen[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_causal_mask_lets_nothing_look_at_what_comes_after_it(pattern):
+    packed, mask = packing(pattern, causal=True)
+    seen = packed.mask(CPU)
+    assert seen.dtype == torch.bool
+    assert seen.shape == ((1, 1, S, S) if pattern == "none" else (B, 1, S, S))
+    for row in range(B):
+        for column in range(S):
+            looks_at = [c for c in range(column + 1) if mask[row, c]] or list(range(S))  # no empty softmax
+            assert seen.expand(B, 1, S, S)[row, 0, column].nonzero().flatten().tolist() == looks_at
+
+
+def test_a_causal_mask_of_pairs_is_cut_to_a_triangle():
+    pairs = torch.rand(B, S, S, generator=generator(28)) < 0.5
+    pairs[0, 3] = False
+    pairs[1, 0], pairs[1, 0, 5] = False, True  # only at one that comes after it
+    packed = packing_of(B, S, pairs, causal=True)
+    expected = pairs & torch.ones(S, S, dtype=torch.bool).tril()
+    expected |= ~expected.any(-1, keepdim=True)
+    assert torch.equal(packed.mask(CPU), expected[:, None])
+    assert packed.mask(CPU)[1, 0, 0].all()
 
 
 def test_a_mask_of_pairs_packs_nothing_away():
@@ -107,7 +189,7 @@ def test_a_mask_of_pairs_packs_nothing_away():
     packed = packing_of(B, S, pairs.float())
     assert packed.indices is None
     assert packed.offsets is None
-    assert torch.equal(packed.mask(), pairs[:, None])
+    assert torch.equal(packed.mask(CPU), pairs[:, None])
 
 
 @pytest.mark.parametrize("shape", [(B, S - 1), (S, B), (S,), (B, 1, S), (B, S, S - 1), (B, 1, S, S)])
@@ -123,19 +205,20 @@ def test_a_mask_of_another_shape_is_refused(shape):
 # The kernels
 
 
+@BOTH
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_kernels_equal_attention_by_hand_with_gradients(pattern):
-    packed, mask = packing(pattern)
+def test_kernels_equal_attention_by_hand_with_gradients(pattern, causal):
+    packed, mask = packing(pattern, causal)
     inputs = heads(int(mask.sum()))
     weights = torch.randn(inputs[0].shape, generator=generator(24), dtype=torch.float64)
     probs = []
     results = {
-        "hand": by_hand(*inputs, mask),
+        "hand": by_hand(*inputs, mask, causal),
         "padded": layers.padded_attention(*inputs, packed, 0.0),
         "explicit": layers.explicit_attention(*inputs, packed, 0.0, probs),
     }
     if packed.offsets is not None:
-        results["ragged"] = layers.ragged_attention(*inputs, packed.offsets)[0]
+        results["ragged"] = layers.ragged_attention(*inputs, packed.offsets, causal)[0]
     expected = results.pop("hand")
     expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs)
     for name, result in results.items():
@@ -144,45 +227,94 @@ def test_kernels_equal_attention_by_hand_with_gradients(pattern):
         assert max(map(distance, gradients, expected_gradients)) <= 1e-12, name
 
 
+@BOTH
+def test_kernels_under_a_mask_of_pairs_equal_attention_by_hand(causal):
+    pairs = torch.rand(B, S, S, generator=generator(29)) < 0.5
+    pairs[:, range(S), range(S)] = True
+    packed = packing_of(B, S, pairs, causal)
+    q, k, v = inputs = heads(B * S)
+    seen = pairs.tril() if causal else pairs
+    scores = torch.einsum("bihk,bjhk->bhij", q.view(B, S, H, K), k.view(B, S, H, K)) / K**0.5
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    expected = torch.einsum("bhij,bjhk->bihk", weights, v.view(B, S, H, K)).flatten(0, 1)
+    probs = []
+    assert distance(layers.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
+    assert distance(layers.explicit_attention(*inputs, packed, 0.0, probs), expected) <= 1e-12
+    assert distance(probs[0], weights) <= 1e-12
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_causal_weights_are_zero_for_what_comes_after_and_for_padding(pattern):
+    packed, mask = packing(pattern, causal=True)
+    probs = []
+    layers.explicit_attention(*heads(int(mask.sum())), packed, 0.0, probs)
+    (weights,) = probs  # [B, H, S, S]
+    allowed = mask[:, None, :, None] & mask[:, None, None, :] & torch.ones(S, S, dtype=torch.bool).tril()
+    assert torch.equal(weights != 0, allowed.expand_as(weights))
+    assert distance(weights.sum(-1), mask[:, None].double().expand(B, H, S)) <= 1e-12
+
+
+@BOTH
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, S), (B, 1), (0, S)])
+def test_small_batches(rows, length, causal):
+    mask = torch.ones(rows, length, dtype=torch.bool)
+    packed = packing_of(rows, length, mask, causal)
+    inputs = heads(rows * length)
+    expected = by_hand(*inputs, mask, causal) if rows else inputs[0]
+    assert distance(layers.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
+    assert distance(layers.explicit_attention(*inputs, packed, 0.0, []), expected) <= 1e-12
+    offsets = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
+    assert distance(layers.ragged_attention(*inputs, offsets, causal)[0], expected) <= 1e-12
+
+
+@BOTH
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_ragged_attention_in_other_dtypes(dtype, tolerance):
+def test_ragged_attention_in_other_dtypes(dtype, tolerance, causal):
     packed, mask = packing("interleaved")
     inputs = heads(int(mask.sum()), dtype=dtype)
-    out, lse = layers.ragged_attention(*inputs, packed.offsets)
+    out, lse = layers.ragged_attention(*inputs, packed.offsets, causal)
     assert out.dtype == dtype
     assert lse.dtype == torch.float32
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = by_hand(*exact, mask)
+    expected = by_hand(*exact, mask, causal)
     assert distance(out, expected) <= tolerance
     gradients = torch.autograd.grad(out.sum(), inputs)
     expected_gradients = torch.autograd.grad(expected.sum(), exact)
     assert max(map(distance, gradients, expected_gradients)) <= 5 * tolerance
 
 
-def test_ragged_attention_gives_the_log_sum_exp_of_the_scores():
+@BOTH
+def test_ragged_attention_gives_the_log_sum_exp_of_the_scores(causal):
     packed, mask = packing("right")
     q, k, v = heads(int(mask.sum()))
-    lse = layers.ragged_attention(q, k, v, packed.offsets)[1]
+    lse = layers.ragged_attention(q, k, v, packed.offsets, causal)[1]
     begin, end = packed.offsets[1:3].tolist()
     scores = torch.einsum("ihk,jhk->ihj", q[begin:end], k[begin:end]) / K**0.5
+    if causal:
+        later = torch.arange(end - begin)[:, None] < torch.arange(end - begin)
+        scores = scores.masked_fill(later[:, None], -torch.inf)
     assert lse.dtype == torch.float64
     assert distance(lse[begin:end], scores.logsumexp(-1)) <= 1e-12
 
 
-def test_rows_of_padding_take_no_part():
-    packed, mask = with_an_empty_row()
+@BOTH
+def test_rows_of_padding_take_no_part(causal):
+    packed, mask = with_an_empty_row(causal=causal)
     inputs = heads(int(mask.sum()))
-    expected = by_hand(*inputs, mask)
-    assert distance(layers.ragged_attention(*inputs, packed.offsets)[0], expected) <= 1e-12
+    expected = by_hand(*inputs, mask, causal)
+    assert distance(layers.ragged_attention(*inputs, packed.offsets, causal)[0], expected) <= 1e-12
     assert distance(layers.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
     assert distance(layers.explicit_attention(*inputs, packed, 0.0, []), expected) <= 1e-12
 
 
-def test_no_token_at_all():
-    packed = packing_of(B, S, torch.zeros(B, S))
+@BOTH
+def test_no_token_at_all(causal):
+    packed = packing_of(B, S, torch.zeros(B, S), causal)
     inputs = heads(0)
     assert packed.offsets.tolist() == [0] * (B + 1)
-    out = layers.ragged_attention(*inputs, packed.offsets)[0]
+    assert layers.padded_attention(*inputs, packed, 0.0).shape == (0, H, K)
+    assert layers.explicit_attention(*inputs, packed, 0.0, []).shape == (0, H, K)
+    out = layers.ragged_attention(*inputs, packed.offsets, causal)[0]
     assert out.shape == (0, H, K)
     assert torch.autograd.grad(out.sum(), inputs)[0].shape == (0, H, K)
 
@@ -201,28 +333,54 @@ def test_a_row_hears_nothing_of_its_neighbours():
     assert distance(before[begin:end], after[begin:end]) > 1.0
 
 
-def test_ragged_attention_takes_views_into_the_fused_projection():
+@pytest.mark.parametrize("kernel", ["ragged", "padded", "explicit"])
+@pytest.mark.parametrize("pattern", ["right", "interleaved"])
+def test_a_token_hears_nothing_of_those_after_it(kernel, pattern):
+    packed, mask = packing(pattern, causal=True)
+    q, k, v = heads(int(mask.sum()))
+    run = {
+        "ragged": lambda: layers.ragged_attention(q, k, v, packed.offsets, True)[0].clone(),
+        "padded": lambda: layers.padded_attention(q, k, v, packed, 0.0).clone(),
+        "explicit": lambda: layers.explicit_attention(q, k, v, packed, 0.0, []).clone(),
+    }[kernel]
+    begin, end = packed.offsets[1:3].tolist()
+    changed = begin + 2  # of the second row the third token and those after it
+    assert changed < end
+    with torch.no_grad():
+        before = run()
+        for x in (q, k, v):
+            x[changed:end] += 3.0
+        after = run()
+    others = [*range(changed), *range(end, len(q))]
+    assert torch.equal(before[others], after[others])
+    assert (before[changed:end] - after[changed:end]).abs().amax((1, 2)).min() > 1.0
+
+
+@BOTH
+def test_ragged_attention_takes_views_into_the_fused_projection(causal):
     packed, mask = packing("left")
     fused = torch.randn(int(mask.sum()), 3 * D, generator=generator(25), dtype=torch.float64)
     q, k, v = fused.view(len(fused), 3, H, K).unbind(1)
     assert not q.is_contiguous()
-    out = layers.ragged_attention(q, k, v, packed.offsets)[0]
+    out = layers.ragged_attention(q, k, v, packed.offsets, causal)[0]
     assert out.is_contiguous()
-    assert distance(out, by_hand(q, k, v, mask)) <= 1e-12
+    assert distance(out, by_hand(q, k, v, mask, causal)) <= 1e-12
 
 
+@BOTH
 @pytest.mark.parametrize("pattern", ["right", "interleaved"])
-def test_ragged_attention_is_a_sound_operator(pattern):
+def test_ragged_attention_is_a_sound_operator(pattern, causal):
     packed, mask = packing(pattern)
-    results = torch.library.opcheck(layers.ragged_attention, (*heads(int(mask.sum())), packed.offsets))
+    results = torch.library.opcheck(layers.ragged_attention, (*heads(int(mask.sum())), packed.offsets, causal))
     assert set(results.values()) == {"SUCCESS"}
     assert len(results) == 4
 
 
-def test_gradient_of_ragged_attention_is_the_derivative():
+@BOTH
+def test_gradient_of_ragged_attention_is_the_derivative(causal):
     offsets = torch.tensor([0, 3, 3, 5, 7, 8], dtype=torch.int32)  # an empty row; two rows of one length, side by side
     inputs = heads(8)
-    assert torch.autograd.gradcheck(lambda q, k, v: layers.ragged_attention(q, k, v, offsets)[0], inputs)
+    assert torch.autograd.gradcheck(lambda q, k, v: layers.ragged_attention(q, k, v, offsets, causal)[0], inputs)
 
 
 def test_operator_names_of_two_checkouts_differ():
@@ -265,6 +423,36 @@ def test_attend_takes_the_kernel_that_fits(pattern, training, weights, kernel, m
     assert called == [kernel]
 
 
+@BOTH
+@pytest.mark.parametrize("graph", [False, True], ids=["no grad", "with grad"])
+@pytest.mark.parametrize("weights", [False, True], ids=["fused", "weights"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_attend_hands_on_what_the_packing_says(pattern, weights, graph, causal):
+    """Without gradients the ragged kernel is called past its operator: that path has to hear of the triangle too."""
+    packed, mask = packing(pattern, causal)
+    attention = layers.Attention(D, H, dropout=0.1).eval()
+    inputs = heads(int(mask.sum()))
+    with torch.set_grad_enabled(graph):
+        out = attention.attend(*inputs, packed, [] if weights else None)
+    assert out.requires_grad == graph
+    assert distance(out, by_hand(*inputs, mask, causal)) <= 1e-12
+
+
+def test_attend_in_training_drops_under_the_causal_mask():
+    """The padded kernel with dropout: dropped weights are zero, the others grow, and none is of a later token."""
+    packed, mask = packing("right", causal=True)
+    attention = layers.Attention(D, H, dropout=0.5).train()
+    q, k, _ = heads(int(mask.sum()))
+    v = packed.pack(torch.arange(S).double().expand(B, S))[:, None, None].expand(-1, H, K)  # the column
+    torch.manual_seed(0)
+    out = torch.stack([attention.attend(q, k, 10.0**v, packed, None) for _ in range(20)])
+    columns = v[:, :, 0]
+    assert (out.amax((0, 2, 3)) < 2.001 * 10.0 ** columns[:, 0]).all()
+    assert out.std(0).max() > 0
+    first = (columns[:, 0] == 0).nonzero().flatten()
+    assert set(out[:, first].flatten().tolist()) == {0.0, 2.0}
+
+
 def on_a_cpu(calls):
     """A CPU twin of torch's varlen_attn: binds each call to the real signature, then attends row by row."""
     from torch.nn.attention.varlen import varlen_attn
@@ -278,24 +466,26 @@ def on_a_cpu(calls):
         calls.append(given)
         assert given["return_aux"] is None
         assert given["scale"] is None
-        assert given["window_size"] == (-1, -1)  # no window and not causal
+        assert given["window_size"] in ((-1, -1), (-1, 0))  # to the right all, or nothing: causal
+        causal = given["window_size"][1] == 0
         out = []
         begins, ends = given["cu_seq_q"].tolist(), given["cu_seq_k"].tolist()
         assert begins == ends
         for begin, end in itertools.pairwise(begins):
             assert end - begin <= given["max_q"]
             rows = (given[name][begin:end].transpose(0, 1)[None] for name in ("query", "key", "value"))
-            out.append(F.scaled_dot_product_attention(*rows)[0].transpose(0, 1))
+            out.append(F.scaled_dot_product_attention(*rows, is_causal=causal)[0].transpose(0, 1))
         return torch.cat(out)
 
     return twin
 
 
+@BOTH
 @pytest.mark.parametrize("pattern", PADDED)
-def test_variable_length_path_of_cuda_equals_the_fallback(pattern, monkeypatch):
+def test_variable_length_path_of_cuda_equals_the_fallback(pattern, causal, monkeypatch):
     calls = []
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", on_a_cpu(calls))
-    packed, mask = packing(pattern)
+    packed, mask = packing(pattern, causal)
     inputs = heads(int(mask.sum()))
     out = layers.varlen_attention(*inputs, packed)
     fallback = layers.padded_attention(*inputs, packed, 0.0)
@@ -303,12 +493,14 @@ def test_variable_length_path_of_cuda_equals_the_fallback(pattern, monkeypatch):
     gradients = torch.autograd.grad(out.square().sum(), inputs)
     assert max(map(distance, gradients, torch.autograd.grad(fallback.square().sum(), inputs))) <= 1e-12
     (given,) = calls
+    assert given["window_size"] == ((-1, 0) if causal else (-1, -1))
     assert given["max_q"] == given["max_k"] == int(mask.sum(1).max())
     assert given["cu_seq_q"].dtype == given["cu_seq_k"].dtype == torch.int32
 
 
-def test_variable_length_path_with_a_row_of_padding(monkeypatch):
+@BOTH
+def test_variable_length_path_with_a_row_of_padding(causal, monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", on_a_cpu([]))
-    packed, mask = with_an_empty_row("right")
+    packed, mask = with_an_empty_row("right", causal)
     inputs = heads(int(mask.sum()))
-    assert distance(layers.varlen_attention(*inputs, packed), by_hand(*inputs, mask)) <= 1e-12
+    assert distance(layers.varlen_attention(*inputs, packed), by_hand(*inputs, mask, causal)) <= 1e-12

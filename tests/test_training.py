@@ -2,21 +2,35 @@
 
 import json
 import lzma
+import math
+import pathlib
 import random
 import re
 import shutil
 from itertools import pairwise
+from types import ModuleType
 
 import pytest
 import torch
 
-from hubmodels import bertForPreTraining, bertTokenizer
+from hubmodels import bertForPreTraining, bertTokenizer, gpt, gptTokenizer
 from hubmodels.errors import InputError
 from hubmodels.families.bert import BertConfig, BertForPreTraining
+from hubmodels.families.gpt import Gpt, GptConfig
 from hubmodels.heads import IGNORED
 from hubmodels.layers import initialise
-from hubmodels.training import pretrain
-from hubmodels.training.data import Corpus, PretrainingBatches, mask_words, read_books, sentences
+from hubmodels.tasks import perplexity
+from hubmodels.tokenizers import BytePairTokenizer
+from hubmodels.training import loop, pretrain, pretrain_gpt
+from hubmodels.training.data import (
+    Corpus,
+    LanguageModelBatches,
+    PretrainingBatches,
+    mask_words,
+    paragraphs,
+    read_books,
+    sentences,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -277,6 +291,148 @@ def test_a_text_too_short_for_one_batch_is_refused(corpus, tokenizer):
         make_batches(corpus, tokenizer, rows=1000)
 
 
+# LanguageModelBatches, on documents whose tokens are numbered through: an id says where it stood.
+
+DOCUMENTS = (40, 1, 0, 83, 61)  # tokens
+ROW = 7
+
+
+class Numbered:
+    """A tokenizer whose text is the number of tokens wanted; the next ids are given out, and 0 ends a text."""
+
+    end_token_id = 0
+
+    def __init__(self):
+        self.inner, self.given = self, 0
+
+    def encode_batch_fast(self, documents, add_special_tokens):
+        assert not add_special_tokens
+        for document in documents:
+            ids = list(range(self.given + 1, self.given + int(document) + 1))
+            self.given += len(ids)
+            yield type("Encoding", (), {"ids": ids})
+
+
+def make_rows(documents=DOCUMENTS, *, rows: int = 4, length: int = ROW, seed: int = 0) -> LanguageModelBatches:
+    return LanguageModelBatches([str(count) for count in documents], Numbered(), rows=rows, length=length, seed=seed)
+
+
+def test_documents_stand_one_after_another_with_an_end_around_each():
+    expected, begin = [0], 1
+    for count in DOCUMENTS:
+        expected += [*range(begin, begin + count), 0]
+        begin += count
+    assert make_rows().ids.tolist() == expected
+
+
+def test_rows_are_pieces_of_the_text_as_it_stands():
+    batches = make_rows()
+    text = batches.ids.tolist()
+    pieces = {tuple(text[begin : begin + ROW]) for begin in range(len(text) - ROW + 1)}
+    for number in range(3 * len(batches)):
+        batch = batches.batch(number)
+        assert batch.keys() == {"input_ids", "labels"}
+        assert torch.equal(batch["labels"], batch["input_ids"])
+        assert (batch["input_ids"].shape, batch["input_ids"].dtype) == ((4, ROW), torch.int64)
+        assert {tuple(row) for row in batch["input_ids"].tolist()} <= pieces
+
+
+def test_an_epoch_has_no_token_twice_and_leaves_little_out():
+    batches = make_rows(rows=1)
+    words = len(batches.ids) - len(DOCUMENTS) - 1
+    for epoch in range(4):
+        rows = [batches.batch(epoch * len(batches) + number)["input_ids"][0].tolist() for number in range(len(batches))]
+        seen = [token for row in rows for token in row if token]
+        assert len(seen) == len(set(seen))
+        assert len(seen) > words - 2 * ROW
+        assert rows != sorted(rows)  # shuffled
+
+
+def test_the_next_epoch_cuts_and_orders_the_text_otherwise():
+    batches = make_rows()
+    text, phases, orders = batches.ids.tolist(), [], []
+    for epoch in range(8):
+        rows = [
+            row for number in range(len(batches)) for row in batches.batch(epoch * len(batches) + number)["input_ids"]
+        ]
+        begins = [next(i for i in range(len(text)) if text[i : i + ROW] == row.tolist()) for row in rows]
+        assert len({begin % ROW for begin in begins}) == 1
+        phases.append(begins[0] % ROW)
+        orders.append([begin // ROW for begin in begins])
+    assert len(set(phases)) > 3
+    assert all(left != right for left, right in pairwise(orders))
+
+
+def test_every_token_has_its_turn_at_every_place():
+    """The first token of a row is foreseen by none: it must not be the same ones every time."""
+    batches = make_rows(rows=1)
+    firsts = {batches.batch(number)["input_ids"][0, 0].item() for number in range(60 * len(batches))}
+    assert len(firsts) > 0.8 * len(batches.ids)
+
+
+def test_a_batch_of_rows_is_a_function_of_seed_and_number():
+    one, other = make_rows(seed=3), make_rows(seed=3)
+    numbers = [0, 1, len(one) - 1, len(one), 3 * len(one) + 2, 1]
+    forwards = [one.batch(number)["input_ids"] for number in numbers]
+    for number, expected in zip(reversed(numbers), reversed(forwards), strict=True):
+        assert torch.equal(other.batch(number)["input_ids"], expected)
+        assert torch.equal(one.batch(number)["input_ids"], expected)
+    assert not torch.equal(make_rows(seed=4).batch(0)["input_ids"], forwards[0])
+
+
+def test_the_global_generators_decide_nothing():
+    expected = make_rows().batch(1)["input_ids"]
+    random.seed(99)
+    torch.manual_seed(99)
+    state, torch_state = random.getstate(), torch.get_rng_state()
+    assert torch.equal(make_rows().batch(1)["input_ids"], expected)
+    assert random.getstate() == state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_rows_of_a_real_tokenizer_say_the_text_again():
+    tokenizer = gptTokenizer("gpt-nano")
+    documents = ["The ship sailed.\nIt sank.", "", "She said no: “naïve”!"]
+    batches = LanguageModelBatches(documents, tokenizer, rows=1, length=3, seed=0)
+    end = tokenizer.tokens([tokenizer.end_token_id])[0]
+    assert tokenizer.decode(batches.ids) == end + end.join(documents) + end
+    assert batches.ids.dtype == torch.int32
+
+
+@pytest.mark.parametrize("documents", [(), (0,), (1,), (20,), (2 * 4 * ROW - 30,)])
+def test_a_text_too_short_for_one_batch_of_rows_is_refused(documents):
+    """The shortest too, of which nothing would be left."""
+    tokens = sum(documents) + len(documents) + 1
+    with pytest.raises(InputError) as caught:
+        make_rows(documents)
+    assert str(caught.value) == f"expected text enough for a batch of 4 rows of {ROW}, got {tokens} tokens"
+
+
+def test_a_text_just_long_enough_is_taken():
+    """A row more than a batch, as the text is cut at any place."""
+    need = 5 * ROW - 2  # with an end before and after
+    batches = make_rows((need,))
+    assert len(batches) == 1
+    assert all(batches.batch(number)["input_ids"].shape == (4, ROW) for number in range(30))
+    with pytest.raises(InputError, match=r"expected text enough"):
+        make_rows((need - 1,))
+
+
+def test_a_tokenizer_that_cannot_end_a_text_is_refused():
+    class Endless(Numbered):
+        end_token_id = None
+
+    with pytest.raises(InputError, match=r"^tokenizer: expected one with <\|endoftext\|>, to part the documents$"):
+        LanguageModelBatches(["99"], Endless(), rows=1, length=3, seed=0)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(0, ROW), (-1, ROW), (4, 0), (4, -1), (4, 1)])
+def test_rows_and_lengths_that_cannot_be_are_refused(rows, length):
+    """A row of one token foresees nothing: its loss would be no number."""
+    with pytest.raises(InputError):
+        make_rows(rows=rows, length=length)
+
+
 # Books
 
 PAGES = """Produced by Nobody
@@ -305,8 +461,11 @@ End of Project Gutenberg's The Second Book, by B. Nobody
 A third text without an end.
 """
 BOOKS = [
-    ("The First Book, by A. Nobody", ["The ship sailed.", "It was late then!", '"Was it?" he asked.']),
-    ("The Second Book, by B. Nobody", ["The dog ran.", "The cat sat."]),
+    (
+        "The First Book, by A. Nobody",
+        ['The ship sailed. It was late then! "Was it?" he asked.', "Dr. who knows 3.5 miles? (Nobody.)"],
+    ),
+    ("The Second Book, by B. Nobody", ["The dog ran. The cat sat."]),
     ("the last book", ["A third text without an end."]),
 ]
 
@@ -319,34 +478,48 @@ def test_read_books_parts_at_the_lines_that_end_a_book(tmp_path, name, as_string
     with opener(path, "wt", encoding="utf-8") as file:
         file.write(PAGES)
     books = list(read_books(str(path) if as_string else path))
-    assert [title for title, _ in books] == [title for title, _ in BOOKS]
-    assert books[0][1][:3] == BOOKS[0][1]
-    assert books[1:] == BOOKS[1:]
+    assert books == BOOKS
+    assert sentences(books[0][1])[:3] == ["The ship sailed.", "It was late then!", '"Was it?" he asked.']
+
+
+def test_paragraphs_are_unwrapped():
+    text = "The ship\nsailed. It\n  sank!\n \nWas it  _so_ late?\r\n\n\n\nNobody\tknew."
+    assert paragraphs(text) == ["The ship sailed. It sank!", "Was it so late?", "Nobody knew."]
+
+
+def test_no_sentence_goes_over_the_end_of_a_paragraph():
+    assert sentences(["The ship sailed", "It sank. Nobody knew", "why."]) == [
+        "The ship sailed",
+        "It sank.",
+        "Nobody knew",
+        "why.",
+    ]
 
 
 def test_sentences_are_unwrapped_and_cut_at_full_stops():
     text = "The ship\nsailed. It sank!\n \nWas it _so_ late?  “No.” Nobody knew.\n\nThe 3.5 miles e.g. here"
     expected = ["The ship sailed.", "It sank!", "Was it so late?", "“No.”", "Nobody knew.", "The 3.5 miles e.g. here"]
-    assert sentences(text) == expected
+    assert sentences(paragraphs(text)) == expected
 
 
 def test_underlining_counts_as_space():
     """Gutenberg's _italics_. To the tokenizer a space before a full stop is none."""
-    assert sentences("It was _late_! So _very_ late.") == ["It was late !", "So very late."]
+    assert sentences(paragraphs("It was _late_! So _very_ late.")) == ["It was late !", "So very late."]
 
 
 @pytest.mark.parametrize(
     "text", ["", "\n\n \n", "CHAPTER II", "* * *\n\n1234", "Produced by somebody", "[Illustration: it]"]
 )
 def test_what_is_no_prose_is_left_out(text):
-    assert sentences(text) == []
+    assert paragraphs(text) == []
+    assert sentences(paragraphs(text)) == []
 
 
 # The loop
 
 
 def test_learning_rate_goes_up_and_down():
-    rates = [pretrain.learning_rate(step, 100, 2.0, 10) for step in range(101)]
+    rates = [loop.learning_rate(step, 100, 2.0, 10) for step in range(101)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == pytest.approx(2.0)
     assert rates[10] == pytest.approx(2.0)
@@ -359,7 +532,7 @@ def test_learning_rate_goes_up_and_down():
 
 
 def test_learning_rate_without_warm_up():
-    assert pretrain.learning_rate(0, 100, 2.0, 0) == pytest.approx(2.0)
+    assert loop.learning_rate(0, 100, 2.0, 0) == pytest.approx(2.0)
 
 
 def tiny_model(tokenizer) -> BertForPreTraining:
@@ -381,10 +554,35 @@ def test_every_parameter_gets_a_gradient_and_an_optimiser(corpus, tokenizer):
     model(**make_batches(corpus, tokenizer).batch(0)).loss.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
-    groups = [
-        group["params"] for optimiser in pretrain.optimizers(model, 1e-3, 0.1) for group in optimiser.param_groups
-    ]
+    groups = [group["params"] for optimiser in loop.optimizers(model, 1e-3, 0.1) for group in optimiser.param_groups]
     assert sorted(id(p) for group in groups for p in group) == sorted(id(p) for p in model.parameters())
+
+
+def test_every_parameter_of_a_decoder_gets_a_gradient_and_an_optimiser():
+    config = GptConfig(
+        vocab_size=sum(DOCUMENTS) + 1,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=ROW,
+    )
+    model = Gpt(config)
+    initialise(model, 0.02, seeded(0))
+    model.train()(**make_rows().batch(0)).loss.backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+    muon, adamw = loop.optimizers(model, 1e-3, 0.1)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = [names[id(p)] for optimiser in (muon, adamw) for group in optimiser.param_groups for p in group["params"]]
+    assert sorted(found) == sorted(names.values())
+    matrices = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    inside = ("attention.qkv", "attention.output", "feed_forward.inner", "feed_forward.output")
+    assert matrices == {f"transformer.layers.{i}.{part}.weight" for i in range(2) for part in inside}
+    decays = {names[id(p)]: group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
+    assert {name for name, decay in decays.items() if decay} == {
+        "transformer.embeddings.word.weight",
+        "transformer.embeddings.position.weight",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -429,16 +627,45 @@ def arguments(text, out, *more: object) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
     """A run from beginning to end: its directory and the loss of every step."""
-    out, losses, step = tmp_path_factory.mktemp("run") / "out", [], pretrain.train_step
+    return run_whole(pretrain, arguments(text, tmp_path_factory.mktemp("run") / "out"))
 
-    def recorded(*given):
-        losses.append(step(*given))
+
+def run_whole(script: ModuleType, given: list[str]):
+    losses, step = [], loop.train_step
+
+    def recorded(*arguments):
+        losses.append(step(*arguments))
         return losses[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "train_step", recorded)
-        pretrain.main(arguments(text, out))
-    return out, losses
+        patch.setattr(loop, "train_step", recorded)
+        script.main(given)
+    return pathlib.Path(given[given.index("--out") + 1]), losses
+
+
+def run_interrupted(script: ModuleType, given: list[str], stop: int) -> None:
+    """The same, stopped by the user before step number `stop`."""
+    step, count = loop.train_step, 0
+
+    def interrupted(*arguments):
+        nonlocal count
+        if count == stop:
+            raise KeyboardInterrupt
+        count += 1
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(given)
+
+
+def assert_same_end(out, whole) -> None:
+    ours, theirs = (torch.load(d / "checkpoint.pt", weights_only=True) for d in (out, whole))
+    assert ours["spent"]["step"] == theirs["spent"]["step"]
+    assert ours["spent"]["tokens"] == theirs["spent"]["tokens"]
+    assert all(torch.equal(ours["model"][name], tensor) for name, tensor in theirs["model"].items())
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_pretraining_learns(finished):
@@ -468,33 +695,17 @@ def test_pretraining_leaves_a_checkpoint_that_loads_by_path(finished):
 
 
 @pytest.mark.parametrize("stop", [7, 18])
-def test_a_run_that_was_stopped_ends_with_the_same_bits(finished, text, tmp_path, monkeypatch, stop):
+def test_a_run_that_was_stopped_ends_with_the_same_bits(finished, text, tmp_path, stop):
     """Stopped on a checkpoint, and between two of them."""
     whole, _ = finished
-    step, count = pretrain.train_step, 0
-
-    def interrupted(*given):
-        nonlocal count
-        if count == stop:
-            raise KeyboardInterrupt
-        count += 1
-        return step(*given)
-
     out = tmp_path / "out"
     out.mkdir()
     shutil.copy(whole / "tokenizer.json", out)  # that a vocabulary is reproducible is another test
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain.main(arguments(text, out))
+    run_interrupted(pretrain, arguments(text, out), stop)
     assert not (out / "model.safetensors").exists()
     torch.manual_seed(stop)  # another process
     pretrain.main(arguments(text, out))
-    ours, theirs = (torch.load(d / "checkpoint.pt", weights_only=True) for d in (out, whole))
-    assert ours["spent"]["step"] == theirs["spent"]["step"]
-    assert ours["spent"]["tokens"] == theirs["spent"]["tokens"]
-    assert all(torch.equal(ours["model"][name], tensor) for name, tensor in theirs["model"].items())
-    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert_same_end(out, whole)
 
 
 def test_a_finished_run_run_again_changes_nothing(finished, text):
@@ -506,9 +717,9 @@ def test_a_finished_run_run_again_changes_nothing(finished, text):
 
 def test_save_atomically_leaves_what_was_there_if_it_fails(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    pretrain.save_atomically({"step": 1}, path)
+    loop.save_atomically({"step": 1}, path)
     with pytest.raises(Exception, match="pickle"):
-        pretrain.save_atomically({"step": lambda: None}, path)
+        loop.save_atomically({"step": lambda: None}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
 
 
@@ -519,3 +730,137 @@ def test_too_few_books_to_evaluate_on_are_refused_before_training(text, tmp_path
     begin = given.index("--hold-out")
     with pytest.raises(InputError, match=re.escape("expected at least two documents")):
         pretrain.main([*given[:begin], *held_out])
+
+
+# The next word
+
+
+def gpt_arguments(text, out, *more: object) -> list[str]:
+    """A vocabulary needs the 256 bytes; the last of two options of one name counts."""
+    shape = ("--vocab-size", 300, "--length", 16, "--hidden-size", 24, "--steps", 50)
+    return [*arguments(text, out), *map(str, shape), *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def finished_gpt(text, tmp_path_factory):
+    """A run from beginning to end: its directory and the loss of every step."""
+    return run_whole(pretrain_gpt, gpt_arguments(text, tmp_path_factory.mktemp("run") / "out"))
+
+
+def held_out_texts(text) -> list[str]:
+    books = [lines for title, lines in read_books(text) if "Number 1" in title or "Number 4" in title]
+    assert len(books) == 2
+    return ["\n".join(lines) for lines in books]
+
+
+def test_pretraining_of_the_next_word_learns(finished_gpt):
+    out, losses = finished_gpt
+    assert len(losses) == 50
+    assert losses[0] == pytest.approx(math.log(300), rel=0.1)  # it begins by knowing nothing
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["step"] == 50
+    assert figures["tokens"] == 50 * 8 * 16
+    assert figures["perplexity"] < 0.4 * 300
+    assert 0 < figures["bits_per_byte"] < 8
+    assert figures["epochs"] > 0
+
+
+def test_its_checkpoint_loads_by_path_and_goes_on_from_a_text(finished_gpt):
+    out, _ = finished_gpt
+    files = {path.name for path in out.iterdir()}
+    assert files == {"config.json", "model.safetensors", "vocab.json", "merges.txt", "metrics.json", "checkpoint.pt"}
+    model, tokenizer = gpt(out), gptTokenizer(out)
+    assert (model.config.max_position_embeddings, model.config.num_hidden_layers) == (16, 1)
+    assert model.config.vocab_size == tokenizer.vocab_size == 300
+    assert tokenizer.end_token_id == 0
+    prompt = tokenizer("The cook took")
+    (added,) = model.generate(**prompt, max_new_tokens=4)
+    assert len(added.ids) == 4
+    trained = torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.data, trained[name].half().float()), name
+
+
+def test_its_figures_are_those_of_the_task_on_what_is_shipped(finished_gpt, text):
+    """Loaded by path, each held-out book read by itself, all of their tokens and bytes counted."""
+    out, _ = finished_gpt
+    model, tokenizer = gpt(out), gptTokenizer(out)
+    texts = held_out_texts(text)
+    found = [perplexity(model, tokenizer, book) for book in texts]
+    figures = json.loads((out / "metrics.json").read_text())
+    sizes = [len(book.encode()) for book in texts]
+    assert figures["held_out_bytes"] == sum(sizes)
+    assert figures["held_out_tokens"] == sum(f.tokens for f in found)
+    assert figures["held_out_tokens"] == sum(len(tokenizer(book)["input_ids"][0]) for book in texts)
+    together = sum(f.bits_per_byte * size for f, size in zip(found, sizes, strict=True)) / sum(sizes)
+    assert figures["bits_per_byte"] == pytest.approx(together, rel=1e-6)
+    mean_nats = sum(f.nats for f in found) / figures["held_out_tokens"]
+    assert figures["perplexity"] == pytest.approx(math.exp(mean_nats), rel=1e-6)
+
+
+def test_one_book_held_out_gives_the_tasks_figures(finished_gpt, text):
+    out, _ = finished_gpt
+    model, tokenizer = gpt(out), gptTokenizer(out)
+    book = held_out_texts(text)[0]
+    figures = pretrain_gpt.evaluate(model, tokenizer, [book.split("\n")])
+    found = perplexity(model, tokenizer, book)
+    assert figures["bits_per_byte"] == pytest.approx(found.bits_per_byte, rel=1e-9)
+    assert figures["perplexity"] == pytest.approx(found.perplexity, rel=1e-9)
+
+
+def test_nothing_of_the_held_out_books_is_in_the_vocabulary_or_the_batches(text, tmp_path, monkeypatch):
+    seen = []
+
+    def stop(model, batches, options, checkpoint):
+        seen.append(batches.ids)
+        raise KeyboardInterrupt
+
+    changed = tmp_path / "books.txt"
+    content = text.read_text()
+    begin = content.index("End of Project Gutenberg's Voyage Number 0")
+    end = content.index("End of Project Gutenberg's Voyage Number 1")
+    changed.write_text(content[:begin] + content[begin:end].replace("parrot", "zebra") + content[end:])
+    monkeypatch.setattr(pretrain_gpt, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_gpt.main(gpt_arguments(changed, tmp_path / "out"))
+    tokenizer = BytePairTokenizer.from_files(tmp_path / "out" / "vocab.json", tmp_path / "out" / "merges.txt")
+    assert "parrot" in tokenizer.decode(seen[0])
+    assert "zebra" not in tokenizer.decode(seen[0])
+
+
+@pytest.mark.parametrize("stop", [7, 18])
+def test_a_stopped_run_of_the_next_word_ends_with_the_same_bits(finished_gpt, text, tmp_path, stop):
+    """Stopped on a checkpoint, and between two of them."""
+    whole, _ = finished_gpt
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("vocab.json", "merges.txt"):  # that a vocabulary is reproducible is another test
+        shutil.copy(whole / name, out)
+    run_interrupted(pretrain_gpt, gpt_arguments(text, out), stop)
+    assert not (out / "model.safetensors").exists()
+    torch.manual_seed(stop)  # another process
+    random.seed(stop)
+    pretrain_gpt.main(gpt_arguments(text, out))
+    assert_same_end(out, whole)
+    ours, theirs = (json.loads((d / "metrics.json").read_text()) for d in (out, whole))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_a_finished_run_of_the_next_word_run_again_changes_nothing(finished_gpt, text):
+    out, _ = finished_gpt
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    pretrain_gpt.main(gpt_arguments(text, out))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("held_out", [(), ("--hold-out", "No Such Book")])
+def test_no_book_to_evaluate_on_is_refused_before_training(text, tmp_path, monkeypatch, held_out):
+    """Found out now, not by a division by zero after hours of training."""
+    monkeypatch.setattr(pretrain_gpt, "train", lambda *_: pytest.fail("training began"))
+    given = gpt_arguments(text, tmp_path)
+    while "--hold-out" in given:
+        begin = given.index("--hold-out")
+        given = given[:begin] + given[begin + 2 :]
+    with pytest.raises(InputError, match=r"held? out|hold-out"):
+        pretrain_gpt.main([*given, *held_out])

@@ -22,6 +22,23 @@ class Dialect(NamedTuple):
 _GAMMA_BETA = re.compile(r"(.*LayerNorm)\.(gamma|beta)")
 _MODERN = {"gamma": "weight", "beta": "bias"}
 
+# OpenAI published GPT as one list of arrays without names, in the order in which its code made them: positions, words,
+# then twelve for each layer. Source: openai/finetune-transformer-lm, train.py.
+_OPENAI_LAYER = [
+    f"{part}.{wb}"
+    for part in ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
+    for wb in ("weight", "bias")
+]
+
+
+def _openai(key: str) -> str:
+    number = int(key.removeprefix("params."))
+    if number < 2:
+        return ("positions_embed.weight", "tokens_embed.weight")[number]
+    layer, place = divmod(number - 2, len(_OPENAI_LAYER))
+    return f"h.{layer}.{_OPENAI_LAYER[place]}"
+
+
 HUGGING_FACE = Dialect("huggingface", lambda key: False, lambda key: key)
 DIALECTS = (
     Dialect(
@@ -29,6 +46,7 @@ DIALECTS = (
         lambda key: _GAMMA_BETA.fullmatch(key) is not None,
         lambda key: _GAMMA_BETA.sub(lambda m: f"{m[1]}.{_MODERN[m[2]]}", key),
     ),
+    Dialect("openai", lambda key: re.fullmatch(r"params\.\d+", key) is not None, _openai),
 )
 
 

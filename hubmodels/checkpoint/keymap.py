@@ -95,7 +95,10 @@ class Transpose(Operation):
     verb = "transposed"
 
     def load(self, sources: list[LazyTensor]) -> Tensor:
-        return sources[0].read().t().contiguous()
+        """Read into memory of its own first: pages of a mapped file would stay beside the transposed copy."""
+        theirs = torch.empty(sources[0].shape, dtype=sources[0].dtype)
+        sources[0].read_into(theirs)
+        return theirs.t().contiguous()
 
     def dump(self, ours: Tensor) -> list[Tensor]:
         return [ours.t().contiguous()]
@@ -162,12 +165,12 @@ class Rule:
 class KeyMap:
     """One family's table.
 
-    encoder: rows whose names stand bare in a base model and behind a prefix elsewhere: ("encoder.", "bert.").
+    transformer: rows whose names stand bare in a base model and behind a prefix elsewhere: ("transformer.", "bert.").
     heads: rows of the parts that not every model has; their first name is the part's.
     """
 
-    def __init__(self, encoder: Iterable[Row], heads: Iterable[Row], prefix: tuple[str, str]):
-        rows = [*encoder, *heads]
+    def __init__(self, transformer: Iterable[Row], heads: Iterable[Row], prefix: tuple[str, str]):
+        rows = [*transformer, *heads]
         self.rules = [Rule(ours, op if isinstance(op, Operation) else KEEP(op)) for ours, op in rows]
         self.prefix = prefix
         self.optional = {str(ours).split(".")[0] for ours, op in heads if not isinstance(op, Operation)} | {"pooler"}
@@ -208,8 +211,8 @@ class KeyMap:
                     break
             else:
                 raise CheckpointError(f"export: no row of the key map writes {name}")
-            in_encoder = bare.split(".")[0] not in self.optional or bare.startswith("pooler.")
-            prefix = self.prefix[1] if prefixed and in_encoder else ""
+            in_transformer = bare.split(".")[0] not in self.optional or bare.startswith("pooler.")
+            prefix = self.prefix[1] if prefixed and in_transformer else ""
             for template, part in zip(rule.operation.theirs, rule.operation.dump(tensor), strict=True):
                 theirs[prefix + _fill(template, match.groupdict())] = part
         return theirs

@@ -4,6 +4,7 @@ Nothing here trusts the file: a safetensors header is checked before any byte is
 `weights_only`, which builds tensors and runs no code.
 """
 
+import ast
 import ctypes
 import json
 import math
@@ -40,7 +41,12 @@ _LONGEST_HEADER = 100_000_000  # bytes; the reference implementation's limit
 
 
 def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
-    """The tensors of a .safetensors, or else PyTorch, file, by name. Raises CheckpointError if it cannot be read."""
+    """The tensors of a .safetensors, or else PyTorch, file, or of a directory of OpenAI's shards, by name.
+
+    Raises CheckpointError if it cannot be read.
+    """
+    if path.is_dir():
+        return read_openai(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if path.stat().st_size == 0:
@@ -66,15 +72,58 @@ class MappedTensor:
 
     def read_into(self, target: Tensor) -> None:
         """Fill a contiguous tensor from the file itself: mapped pages would stay in memory beside the copy."""
-        size = target.numel() * target.element_size()
-        buffer = memoryview((ctypes.c_char * size).from_address(target.data_ptr())).cast("B")
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.begin)
-            while buffer:
-                count = file.readinto(buffer)
-                if not count:
-                    raise CheckpointError(f"{self.path}: the file became shorter while it was read")
-                buffer = buffer[count:]
+        _read_bytes(self.path, self.begin, _bytes_of(target))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    size = tensor.numel() * tensor.element_size()
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
+
+
+def _read_bytes(path: Path, begin: int, buffer: memoryview) -> None:
+    """Fill `buffer` from the file's byte `begin` on."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(begin)
+        while buffer:
+            count = file.readinto(buffer)
+            if not count:
+                raise CheckpointError(f"{path}: the file became shorter while it was read")
+            buffer = buffer[count:]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file that holds a part of one long list of numbers: those from `first` to `end`, the first at byte `begin`."""
+
+    path: Path
+    begin: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ShardedTensor:
+    """A tensor whose numbers stand at `first` and after in a list that is cut into files, at any place."""
+
+    shards: tuple[Shard, ...]
+    first: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.read_into(tensor)
+        return tensor
+
+    def read_into(self, target: Tensor) -> None:
+        buffer, size = _bytes_of(target), self.dtype.itemsize
+        end = self.first + math.prod(self.shape)
+        for shard in self.shards:
+            first, last = max(self.first, shard.first), min(end, shard.end)
+            if first < last:
+                part = buffer[(first - self.first) * size : (last - self.first) * size]
+                _read_bytes(shard.path, shard.begin + (first - shard.first) * size, part)
 
 
 @dataclass(frozen=True)
@@ -195,3 +244,64 @@ def read_torch(path: Path) -> dict[str, HeldTensor]:
             "is the model's state dict, load the file and save that one alone"
         )
     return {str(name): HeldTensor(tensor) for name, tensor in content.items()}
+
+
+_SHARD = re.compile(r"params_\d+\.npy")
+
+
+def read_openai(directory: Path) -> dict[str, ShardedTensor]:
+    """OpenAI's GPT: params_0.npy, params_1.npy … are one list of float32, params_shapes.json says how it is cut.
+
+    The arrays have no names there; here they are params.0, params.1 … A leading 1 in a shape, the width of what was a
+    convolution, is left out.
+    """
+    listing = directory / "params_shapes.json"
+    try:
+        shapes = json.loads(listing.read_text(encoding="utf-8"))
+        if not isinstance(shapes, list) or not all(isinstance(shape, list) for shape in shapes):
+            raise ValueError("it is none")
+        if not all(type(n) is int and n > 0 for shape in shapes for n in shape):
+            raise ValueError("a shape is a list of whole numbers above 0")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{listing}: expected a list of shapes: {error}") from None
+    count = sum(_SHARD.fullmatch(path.name) is not None for path in directory.iterdir())
+    shards: list[Shard] = []
+    for number in range(count):
+        path, first = directory / f"params_{number}.npy", shards[-1].end if shards else 0
+        begin, length = _npy_header(path)
+        shards.append(Shard(path, begin, first, first + length))
+    found, first = {}, 0
+    for number, shape in enumerate(shapes):
+        kept = tuple(shape[1:] if len(shape) == 3 and shape[0] == 1 else shape)
+        found[f"params.{number}"] = ShardedTensor(tuple(shards), first, kept, torch.float32)
+        first += math.prod(shape)
+    total = shards[-1].end if shards else 0
+    if total != first:
+        raise CheckpointError(
+            f"{directory}: {listing.name} describes {first} numbers, the {count} files params_*.npy hold {total}; "
+            "fetch them again"
+        )
+    return found
+
+
+def _npy_header(path: Path) -> tuple[int, int]:
+    """Where the numbers of a one-dimensional float32 .npy begin, and how many there are. Source: numpy.lib.format."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(10)
+            if start[:6] != b"\x93NUMPY" or start[6] != 1:
+                raise ValueError("it does not begin as one of version 1 does")
+            length = struct.unpack("<H", start[8:])[0]
+            header = ast.literal_eval(file.read(length).decode("latin-1"))
+        (count,) = header["shape"]
+        if header["descr"] != "<f4" or type(count) is not int:
+            raise ValueError(f"it holds {header['descr']} of shape {header['shape']}")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing among the shards beside it") from None
+    except Exception as error:  # a damaged header makes Python's parser stumble in several ways
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path}: expected a .npy of one row of float32: {reason}") from None
+    begin, size = 10 + length, path.stat().st_size
+    if size != (expected := begin + 4 * count):
+        raise CheckpointError(f"{path}: expected {expected} bytes for {count} numbers, got {size}; fetch it again")
+    return begin, count

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from ..checkpoint.config import Family, FamilyConfig
 from ..checkpoint.keymap import ALIAS, DROP, FUSE, KeyMap
-from ..encoder import Encoder
 from ..errors import ConfigError
 from ..heads import (
     MaskedLM,
@@ -21,7 +20,8 @@ from ..heads import (
     TokenClassification,
     WordPrediction,
 )
-from ..layers import ACTIVATIONS, Attention, Embeddings, FeedForward, Linear, PostNormBlock
+from ..layers import ACTIVATIONS, Attention, FeedForward, Linear, NormalisedEmbeddings, PostNormBlock
+from ..transformer import Encoder
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,12 @@ class BertConfig(FamilyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size = {self.hidden_size}: expected a multiple of "
-                f"num_attention_heads = {self.num_attention_heads}"
-            )
         if self.pad_token_id >= self.vocab_size:
             raise ConfigError(f"pad_token_id = {self.pad_token_id}: expected less than vocab_size = {self.vocab_size}")
 
 
 KEYS = KeyMap(
-    encoder=[
+    transformer=[
         ("embeddings.word.weight", "embeddings.word_embeddings.weight"),
         ("embeddings.position.weight", "embeddings.position_embeddings.weight"),
         ("embeddings.token_type.weight", "embeddings.token_type_embeddings.weight"),
@@ -103,7 +98,7 @@ KEYS = KeyMap(
         ("classifier.{wb}", "classifier.{wb}"),
         ("qa_outputs.{wb}", "qa_outputs.{wb}"),
     ],
-    prefix=("encoder.", "bert."),
+    prefix=("transformer.", "bert."),
 )
 FAMILY = Family("bert", BertConfig, KEYS)
 
@@ -117,7 +112,7 @@ class BertModel(Encoder):
         size = config.hidden_size
         super().__init__(
             config,
-            Embeddings(
+            NormalisedEmbeddings(
                 config.vocab_size,
                 config.max_position_embeddings,
                 config.type_vocab_size,

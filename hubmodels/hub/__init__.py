@@ -12,6 +12,20 @@ from .bert import (
     bertTokenizer,
 )
 from .catalog import catalog
+from .gpt import (
+    gpt,
+    gptDoubleHeads,
+    gptModel,
+    gptTokenizer,
+)
+from .gpt2 import gpt2, gpt2Model, gpt2Tokenizer
+from .original import (
+    gpt2LMHeadModel,
+    openAIGPTDoubleHeadsModel,
+    openAIGPTLMHeadModel,
+    openAIGPTModel,
+    openAIGPTTokenizer,
+)
 
 __all__ = [
     "bertForMaskedLM",
@@ -24,4 +38,16 @@ __all__ = [
     "bertModel",
     "bertTokenizer",
     "catalog",
+    "gpt",
+    "gpt2",
+    "gpt2LMHeadModel",
+    "gpt2Model",
+    "gpt2Tokenizer",
+    "gptDoubleHeads",
+    "gptModel",
+    "gptTokenizer",
+    "openAIGPTDoubleHeadsModel",
+    "openAIGPTLMHeadModel",
+    "openAIGPTModel",
+    "openAIGPTTokenizer",
 ]

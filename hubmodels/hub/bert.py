@@ -7,15 +7,10 @@ from typing_extensions import Unpack
 from ..families import bert
 from ..loading import ModelOptions, load_model, load_tokenizer
 from ..tokenizers import WordPieceTokenizer
-from .help import help_page
-
-_SIGNATURE = (
-    "(weights, *, pretrained=True, device=None, dtype=None, progress=True, cache_dir=None, head_seed=None, **config)"
-)
-_WITH_LABELS = _SIGNATURE.replace("head_seed=None", "num_labels=None, head_seed=None")
+from .help import TOKENIZER, help_page, signature
 
 
-@help_page("bert", "(weights, *, progress=True, cache_dir=None)", options=False)
+@help_page(bert.FAMILY, TOKENIZER)
 def bertTokenizer(weights: str | Path, *, progress: bool = True, cache_dir=None) -> WordPieceTokenizer:
     """Text -> tensors for the BERT models.
 
@@ -27,10 +22,10 @@ def bertTokenizer(weights: str | Path, *, progress: bool = True, cache_dir=None)
     >>> tokenizer.decode(tokenizer("The ship sailed.")["input_ids"][0])
     'the ship sailed.'
     """
-    return load_tokenizer(weights, progress=progress, cache_dir=cache_dir)
+    return load_tokenizer(WordPieceTokenizer, weights, progress=progress, cache_dir=cache_dir)
 
 
-@help_page("bert", _SIGNATURE)
+@help_page(bert.FAMILY, signature("head_seed"))
 def bertModel(weights: str | Path, **options: Unpack[ModelOptions]) -> bert.BertModel:
     """The encoder with its pooler: last_hidden_state [B, S, D], zeros at padding, and pooler_output [B, D].
 
@@ -41,7 +36,7 @@ def bertModel(weights: str | Path, **options: Unpack[ModelOptions]) -> bert.Bert
     return load_model(bert.BertModel, bert.FAMILY, weights, **options)
 
 
-@help_page("bert", _SIGNATURE)
+@help_page(bert.FAMILY, signature("head_seed"))
 def bertForPreTraining(weights: str | Path, **options: Unpack[ModelOptions]) -> bert.BertForPreTraining:
     """Both of BERT's pretraining tasks: prediction_logits [B, S, V] and seq_relationship_logits [B, 2].
 
@@ -54,7 +49,7 @@ def bertForPreTraining(weights: str | Path, **options: Unpack[ModelOptions]) -> 
     return load_model(bert.BertForPreTraining, bert.FAMILY, weights, **options)
 
 
-@help_page("bert", _SIGNATURE)
+@help_page(bert.FAMILY, signature("head_seed"))
 def bertForMaskedLM(weights: str | Path, **options: Unpack[ModelOptions]) -> bert.BertForMaskedLM:
     """Fill in [MASK]: logits [B, S, V].
 
@@ -69,7 +64,7 @@ def bertForMaskedLM(weights: str | Path, **options: Unpack[ModelOptions]) -> ber
     return load_model(bert.BertForMaskedLM, bert.FAMILY, weights, **options)
 
 
-@help_page("bert", _SIGNATURE)
+@help_page(bert.FAMILY, signature("head_seed"))
 def bertForNextSentencePrediction(
     weights: str | Path, **options: Unpack[ModelOptions]
 ) -> bert.BertForNextSentencePrediction:
@@ -82,7 +77,7 @@ def bertForNextSentencePrediction(
     return load_model(bert.BertForNextSentencePrediction, bert.FAMILY, weights, **options)
 
 
-@help_page("bert", _WITH_LABELS)
+@help_page(bert.FAMILY, signature("num_labels", "head_seed"))
 def bertForSequenceClassification(
     weights: str | Path, **options: Unpack[ModelOptions]
 ) -> bert.BertForSequenceClassification:
@@ -98,7 +93,7 @@ def bertForSequenceClassification(
     return load_model(bert.BertForSequenceClassification, bert.FAMILY, weights, **options)
 
 
-@help_page("bert", _WITH_LABELS)
+@help_page(bert.FAMILY, signature("num_labels", "head_seed"))
 def bertForTokenClassification(weights: str | Path, **options: Unpack[ModelOptions]) -> bert.BertForTokenClassification:
     """A class per token: logits [B, S, num_labels]; labels [B, S], -100 = none.
 
@@ -110,7 +105,7 @@ def bertForTokenClassification(weights: str | Path, **options: Unpack[ModelOptio
     return load_model(bert.BertForTokenClassification, bert.FAMILY, weights, **options)
 
 
-@help_page("bert", _SIGNATURE)
+@help_page(bert.FAMILY, signature("head_seed"))
 def bertForQuestionAnswering(weights: str | Path, **options: Unpack[ModelOptions]) -> bert.BertForQuestionAnswering:
     """Where an answer begins and ends: start_logits and end_logits [B, S].
 
@@ -125,7 +120,7 @@ def bertForQuestionAnswering(weights: str | Path, **options: Unpack[ModelOptions
     return load_model(bert.BertForQuestionAnswering, bert.FAMILY, weights, **options)
 
 
-@help_page("bert", _SIGNATURE)
+@help_page(bert.FAMILY, signature("head_seed"))
 def bertForMultipleChoice(weights: str | Path, **options: Unpack[ModelOptions]) -> bert.BertForMultipleChoice:
     """Which of C candidates? Inputs [B, C, S], logits [B, C]; labels [B], the right one.
 

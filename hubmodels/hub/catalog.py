@@ -3,13 +3,12 @@
 from typing import Any
 
 from ..catalog import manifest
-from .help import megabytes
 
 
 def catalog() -> list[dict[str, Any]]:
     """catalog()
 
-    Every weights name of this version: name, family, parameters (of the encoder with its pooler), megabytes of the
+    Every weights name of this version: name, family, parameters (without heads), megabytes of the
     weights file, licence, and revision, the commit that pins the file (None: it is part of this repository).
 
     >>> [row["family"] for row in catalog() if row["name"] == "bert-nano"]
@@ -20,9 +19,9 @@ def catalog() -> list[dict[str, Any]]:
             "name": record.name,
             "family": record.family,
             "parameters": record.parameters,
-            "megabytes": round(megabytes(record), 1),
+            "megabytes": round(record.megabytes, 1),
             "licence": record.licence,
-            "revision": record.weights.revision,
+            "revision": record.revision,
         }
         for record in manifest().values()
     ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..heads import IGNORED
-from ..tokenizers import WordPieceTokenizer
+from ..tokenizers import BytePairTokenizer, WordPieceTokenizer
 
 # The last lines of a Project Gutenberg book, which name it; they part the books of a file that holds many.
 _END_OF_BOOK = re.compile(
@@ -28,27 +28,28 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z])")
 
 
 def read_books(path: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """A .txt or .txt.xz of Project Gutenberg books, one after another -> (closing words, which name it; sentences)."""
+    """A .txt or .txt.xz of Project Gutenberg books, one after another -> (closing words, which name it; paragraphs)."""
     opener = lzma.open if str(path).endswith(".xz") else open
     with opener(path, "rt", encoding="utf-8") as file:
         text = file.read()
     begin = 0
     for match in _END_OF_BOOK.finditer(text):
-        yield " ".join(match["title"].split()), sentences(text[begin : match.start()])
+        yield " ".join(match["title"].split()), paragraphs(text[begin : match.start()])
         begin = match.end()
-    rest = sentences(text[begin:])
+    rest = paragraphs(text[begin:])
     if rest:
         yield "the last book", rest
 
 
-def sentences(text: str) -> list[str]:
-    """Paragraphs, parted by blank lines, unwrapped and cut at full stops. Paragraphs without a lower-case word go."""
-    found: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        paragraph = " ".join(paragraph.replace("_", " ").split())
-        if re.search(r"[a-z]{3}", paragraph) and not paragraph.startswith(("Produced by", "[Illustration")):
-            found.extend(_SENTENCE_END.sub(lambda m: m[0].rstrip() + "\n", paragraph).split("\n"))
-    return found
+def paragraphs(text: str) -> list[str]:
+    """The text between blank lines, unwrapped. Paragraphs without a lower-case word go."""
+    unwrapped = (" ".join(p.replace("_", " ").split()) for p in re.split(r"\n\s*\n", text))
+    return [p for p in unwrapped if re.search(r"[a-z]{3}", p) and not p.startswith(("Produced by", "[Illustration"))]
+
+
+def sentences(paragraphs: list[str]) -> list[str]:
+    """Paragraphs, cut at full stops."""
+    return [s for p in paragraphs for s in _SENTENCE_END.sub(lambda m: m[0].rstrip() + "\n", p).split("\n")]
 
 
 @dataclass(frozen=True)
@@ -184,3 +185,43 @@ def mask_words(
     guesses = ordinary[torch.randint(len(ordinary), ids.shape, generator=generator)]
     masked = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, ids)
     return torch.where(chosen & (fate >= 0.9), guesses, masked), labels
+
+
+class LanguageModelBatches:
+    """Batch number n of a text, for a model of the next word: a function of (seed, n) and nothing else.
+
+    Documents stand one after another, <|endoftext|> before each and after the last. An epoch cuts that into rows of
+    `length` tokens, at another place every time, and shuffles them.
+    """
+
+    def __init__(self, documents: list[str], tokenizer: BytePairTokenizer, *, rows: int, length: int, seed: int):
+        end = tokenizer.end_token_id
+        if rows < 1 or length < 2:
+            raise InputError(f"rows = {rows}, length = {length}: expected at least 1 row of at least 2 tokens")
+        if end is None:
+            raise InputError("tokenizer: expected one with <|endoftext|>, to part the documents")
+        self.rows, self.length, self.seed = rows, length, seed
+        pieces = [torch.tensor([end], dtype=torch.int32)]
+        for encoding in tokenizer.inner.encode_batch_fast(documents, add_special_tokens=False):
+            pieces.append(torch.tensor([*encoding.ids, end], dtype=torch.int32))
+        self.ids = torch.cat(pieces)
+        if len(self) < 1:
+            raise InputError(f"expected text enough for a batch of {rows} rows of {length}, got {len(self.ids)} tokens")
+        self._order: tuple[int, int, list[int]] = (-1, 0, [])
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return max(0, len(self.ids) - self.length) // self.length // self.rows
+
+    def batch(self, number: int) -> dict[str, Tensor]:
+        """Arguments of `LanguageModel.forward`."""
+        epoch, place = divmod(number, len(self))
+        if self._order[0] != epoch:
+            rng = random.Random(f"{self.seed} epoch {epoch}")
+            order = list(range(len(self) * self.rows))
+            rng.shuffle(order)
+            self._order = (epoch, rng.randrange(self.length), order)
+        _, phase, order = self._order
+        begins = [phase + self.length * row for row in order[place * self.rows : (place + 1) * self.rows]]
+        ids = torch.stack([self.ids[begin : begin + self.length] for begin in begins]).long()
+        return {"input_ids": ids, "labels": ids}
