@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from hubmodels import __version__, bertModel, bertTokenizer, hub
+from hubmodels import __version__, bertModel, bertTokenizer, gpt, gptTokenizer, hub, tasks
 from hubmodels.catalog import lookup, manifest
 from hubmodels.cli import main
 from hubmodels.tasks import embed
@@ -59,7 +59,7 @@ def test_list_as_json_is_the_catalog(answer):
 def test_show_tells_what_is_known(answer):
     record = lookup("bert-base-uncased")
     text = answer("show", record.name)
-    for fact in (record.name, record.licence, record.homepage, record.weights.sha256, record.weights.revision):
+    for fact in (record.name, record.licence, record.homepage, record.weights[0].sha256, record.revision):
         assert fact in text
     assert all(key in text for key in record.config)
 
@@ -120,6 +120,159 @@ def test_embed_as_json_is_complete(answer, pooling):
         assert row["vector"] == pytest.approx(vector, abs=1e-5)
 
 
+# list and show of GPT
+
+
+def test_list_tells_the_sizes_of_what_was_published_without_them(answer):
+    """OpenAI's shards have no published sizes: four bytes a parameter."""
+    [line] = [line for line in answer("list").splitlines() if line.startswith("openai-gpt ")]
+    assert line.split()[1:4] == ["gpt", "116,534,784", "466.1"]
+
+
+def test_show_tells_git_digests_and_no_size_that_nobody_knows(answer):
+    record = lookup("openai-gpt")
+    text = answer("show", record.name)
+    assert all(file.filename in text for file in record.files)
+    digests = [file.git_sha1 for file in record.files if file.git_sha1]
+    assert len(digests) >= 10
+    assert all(digest in text for digest in digests)
+    shown = json.loads(answer("show", record.name, "--json"))
+    assert shown["files"] == [vars(file) for file in record.files]
+
+
+# generate
+
+
+def completions(out: str) -> list[dict]:
+    return json.loads(out)
+
+
+GREEDY = ("--temperature", 0, "--max-new-tokens", 6)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return gpt("gpt-nano"), gptTokenizer("gpt-nano")
+
+
+def test_generate_prints_the_text_with_its_prompt(answer, nano):
+    [expected] = tasks.generate(*nano, "The ship", max_new_tokens=6)
+    assert answer("generate", "The ship", *GREEDY) == f"The ship{expected.text}\n"
+
+
+def test_generate_streams(monkeypatch, answer):
+    """Each piece is written out before the next is computed."""
+
+    def stream(*args, **options):
+        for piece in (" one", " two", " three"):
+            yield piece
+            printed.append(sys.stdout.getvalue())
+
+    printed: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.StringIO())
+        patched.setattr(tasks, "stream", stream)
+        assert main(["generate", "Count:"]) == 0
+    assert printed == ["Count: one", "Count: one two", "Count: one two three"]
+
+
+def test_generate_draws_unless_told_otherwise_and_a_seed_repeats_it(answer):
+    arguments = ("generate", "The ship", "--max-new-tokens", 12)
+    drawn = answer(*arguments, "--seed", 3)
+    assert answer(*arguments, "--seed", 3) == drawn
+    assert answer(*arguments, "--seed", 4) != drawn
+    assert answer(*arguments, "--seed", 3, "--temperature", 0.8) == drawn
+    assert answer(*arguments, "--temperature", 0) == answer(*arguments, "--temperature", 0, "--seed", 9)
+
+
+def test_generate_as_json_is_complete(answer, nano):
+    expected = tasks.generate(*nano, ["The ship", "Né"], max_new_tokens=6)
+    assert completions(answer("generate", "The ship", "Né", "--json", *GREEDY)) == [e._asdict() for e in expected]
+    one = completions(answer("generate", "The ship", "--json", *GREEDY))
+    assert one == [expected[0]._asdict()]
+
+
+def test_generate_streams_what_it_tells_as_json(answer):
+    arguments = ("generate", "The ship", "--seed", 5, "--top-k", 40, "--top-p", 0.9, "--min-p", 0.01)
+    arguments += ("--repetition-penalty", 1.2, "--max-new-tokens", 15, "--stop", "the")
+    [told] = completions(answer(*arguments, "--json"))
+    assert answer(*arguments) == f"The ship{told['text']}\n"
+
+
+def test_generate_gives_several_samples_apart(answer):
+    arguments = ("generate", "The ship", "--samples", 3, "--seed", 1, "--max-new-tokens", 8)
+    told = completions(answer(*arguments, "--json"))
+    assert len({each["text"] for each in told}) == 3
+    assert answer(*arguments) == "\n\n".join("The ship" + each["text"] for each in told) + "\n"
+
+
+def test_generate_searches_with_beams(answer, nano):
+    arguments = ("generate", "The ship", "--num-beams", 3, "--length-penalty", 0.5, "--max-new-tokens", 5)
+    [expected] = tasks.generate(*nano, "The ship", num_beams=3, length_penalty=0.5, max_new_tokens=5)
+    assert completions(answer(*arguments, "--json")) == [expected._asdict()]
+    assert answer(*arguments) == f"The ship{expected.text}\n"
+    assert len(completions(answer(*arguments, "--samples", 2, "--json"))) == 2
+
+
+def test_generate_ends_before_any_stop(answer):
+    free = completions(answer("generate", "The ship", "--json", *GREEDY))[0]["text"]
+    [told] = completions(answer("generate", "The ship", "--json", *GREEDY, "--stop", free[3:5], "--stop", "~~"))
+    assert (told["text"], told["ended"]) == (free[: free.index(free[3:5])], True)
+
+
+def test_generate_reads_standard_input_and_files(answer, monkeypatch, tmp_path):
+    (tmp_path / "a.txt").write_text("The ship\n\nShe said\n")
+    read = [each["prompt"] for each in completions(answer("generate", "--json", "--file", tmp_path / "a.txt", *GREEDY))]
+    assert read == ["The ship", "She said"]
+    standard_input(monkeypatch, "Né\n".encode())
+    assert answer("generate", *GREEDY).startswith("Né")
+
+
+def test_generate_takes_a_path(answer, nano, tmp_path):
+    from hubmodels import export
+
+    export(nano[0], tmp_path / "model", nano[1])
+    named = answer("generate", "The ship", *GREEDY)
+    assert answer("generate", "The ship", *GREEDY, "--model", tmp_path / "model") == named
+
+
+# score and perplexity
+
+
+def test_score_prints_every_token(answer, nano):
+    [expected] = tasks.score(*nano, "The ship sailed.")
+    lines = answer("score", "The ship sailed.").splitlines()
+    assert lines[0].split() == ["TEXT", "TOKEN", "LOG-PROBABILITY"]
+    assert lines[1].split() == ["The", "ship", "sailed.", f"{expected.total:.3f}"]
+    told = [line.split() for line in lines[2:]]
+    assert [value for _, value in told] == [f"{value:.3f}" for value in expected.logprobs]
+
+
+def test_score_as_json_is_complete(answer, nano):
+    texts = ["The ship sailed.", "Né"]
+    rows = json.loads(answer("score", *texts, "--json"))
+    for text, row, expected in zip(texts, rows, tasks.score(*nano, texts), strict=True):
+        assert (row["text"], row["token_ids"]) == (text, expected.token_ids)
+        assert row["logprobs"] == pytest.approx(expected.logprobs, abs=1e-4)
+        assert row["total"] == pytest.approx(expected.total, abs=1e-3)
+
+
+def test_perplexity_of_files(answer, nano, tmp_path):
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("The ship sailed.\nIt sank.\n")
+    second.write_text("Une école — " * 60, encoding="utf-8")
+    expected = [tasks.perplexity(*nano, path.read_text(encoding="utf-8"), stride=100) for path in (first, second)]
+    lines = answer("perplexity", first, second, "--stride", 100).splitlines()
+    assert lines[0].split() == ["FILE", "PERPLEXITY", "BITS", "PER", "BYTE", "TOKENS"]
+    for path, line, each in zip((first, second), lines[1:], expected, strict=True):
+        told = [str(path), f"{each.perplexity:.2f}", f"{each.bits_per_byte:.3f}", f"{each.tokens:,}"]
+        assert line.split() == told
+    rows = json.loads(answer("perplexity", first, second, "--stride", 100, "--json"))
+    for path, row, each in zip((first, second), rows, expected, strict=True):
+        assert row.pop("file") == str(path)
+        assert row == pytest.approx(each._asdict(), rel=1e-5)
+
+
 # Where texts come from
 
 
@@ -178,7 +331,10 @@ def refused(run, *arguments: object) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", [("show",), ("embed", "text", "--model"), ("fill-mask", "[MASK]", "--model")])
+@pytest.mark.parametrize(
+    "command",
+    [("show",), ("embed", "text", "--model"), ("fill-mask", "[MASK]", "--model"), ("generate", "text", "--model")],
+)
 def test_an_unknown_name_lists_near_names(run, command):
     message = refused(run, *command, "bert-bse-uncased")
     assert "'bert-bse-uncased'" in message
@@ -225,6 +381,44 @@ def test_fill_mask_without_a_mask_is_refused(run):
 def test_options_out_of_range_are_refused(run):
     assert "top_k = 0" in refused(run, "fill-mask", "[MASK]", "--top-k", 0)
     assert "pooling = 'max'" in refused(run, "embed", "text", "--pooling", "max")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "bert-nano"), "bert-nano: expected a language model, gpt or gpt2, got bert"),
+        (("--top-p", 2), "top_p = 2.0: expected a probability, 0 < top_p <= 1"),
+        (("--num-beams", 2, "--temperature", 0.7), "num_beams = 2 with temperature = 0.7"),
+        (("--num-beams", 2, "--top-k", 5), "top_k: given without temperature"),
+        (("--temperature", "nan"), "temperature = nan: expected 0 (greedy) or a number above it"),
+        (("--temperature", 0, "--samples", 2), "num_return_sequences = 2: greedy search has one result"),
+        (("--max-new-tokens", 0), "max_new_tokens = 0: expected a whole number, at least 1"),
+        (("--max-new-tokens", 256), "this model has positions for 256; shorten the prompt or ask for at most 25"),
+        (("--stop", ""), "stop: expected strings of at least one character"),
+        (("--seed", 10**20), f"seed = {10**20}: expected"),
+    ],
+    ids=str,
+)
+def test_generate_refuses_before_it_prints(run, arguments, message):
+    assert message in refused(run, "generate", "The ship", *arguments)
+
+
+@pytest.mark.parametrize("command", ["score", "perplexity"])
+def test_language_tasks_refuse_a_model_that_is_none(run, tmp_path, command):
+    (tmp_path / "a.txt").write_text("The ship.")
+    message = "bert-nano: expected a language model, gpt or gpt2, got bert"
+    assert message in refused(run, command, tmp_path / "a.txt", "--model", "bert-nano")
+
+
+def test_perplexity_refuses_what_it_cannot_read(run, tmp_path):
+    path, empty = tmp_path / "a.txt", tmp_path / "empty.txt"
+    path.write_text("The ship.")
+    empty.write_text("")
+    assert f"{tmp_path / 'gone'}: cannot be read" in refused(run, "perplexity", path, tmp_path / "gone")
+    assert "stride = 256: expected 1 to 255" in refused(run, "perplexity", path, "--stride", 256)
+    message = refused(run, "perplexity", path, empty)
+    assert "expected at least one token to score after the first, got none" in message
+    assert str(empty) in message  # of many files, which
 
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["fill-mask", "--top-k", "many"], ["show"]])

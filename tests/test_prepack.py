@@ -1,0 +1,275 @@
+"""The packed copy of a language model: equal to it, apart from it where weights are packed, and only where possible."""
+
+import pytest
+import torch
+from reference import distance
+from test_generation import D, V, pair, prompts_of, ragged
+from torch import nn
+
+import hubmodels
+from hubmodels import generation, prepack
+from hubmodels.errors import InputError
+from hubmodels.layers import Linear, WordScores
+from hubmodels.prepack import HalfLinear, PackedLinear, PackedWordScores, accelerate, prepacked
+
+NAMES = ("gpt", "gpt2")
+LINEARS = 3 * 4  # qkv, output, inner, output of each layer
+
+
+def kinds(model) -> dict[type, int]:
+    return {kind: sum(type(m) is kind for m in model.modules()) for kind in (Linear, PackedLinear, PackedWordScores)}
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_equals_plain(name, rows):
+    model, _ = pair(name, torch.float32, std=0.2)
+    _, ids, mask = ragged("interleaved")
+    with torch.inference_mode():
+        packed = prepacked(model, rows)
+        assert kinds(packed) == {Linear: 0, PackedLinear: LINEARS + 1, PackedWordScores: 1}
+        for inputs in ((ids, mask), (ids,), (ids[:1, :1],)):
+            assert distance(packed(*inputs).logits, model(*inputs).logits) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_equals_plain_in_bfloat16(name):
+    model, _ = pair(name, torch.bfloat16, std=0.2)
+    with torch.inference_mode():
+        expected, packed = model(prompts_of()).logits, prepacked(model, 4)
+        found = packed(prompts_of()).logits
+    assert found.dtype == torch.bfloat16
+    assert distance(found, expected) <= 0.05 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_what_cannot_be_packed_comes_back_as_it_is(dtype):
+    model, _ = pair("gpt2", dtype)
+    assert prepacked(model, 1) is model
+
+
+def test_without_mkldnn_the_model_comes_back(monkeypatch):
+    model, _ = pair("gpt2", torch.float32)
+    assert prepacked(model, 1) is not model
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert prepacked(model, 1) is model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packing_changes_nothing_of_the_model(name):
+    model, _ = pair(name, torch.float32)
+    modules = {key: id(module) for key, module in model.named_modules()}
+    parameters = {key: (id(p), p._version, p.requires_grad) for key, p in model.named_parameters()}
+    prepacked(model, 2)
+    assert {key: id(module) for key, module in model.named_modules()} == modules
+    assert {key: (id(p), p._version, p.requires_grad) for key, p in model.named_parameters()} == parameters
+    assert kinds(model) == {Linear: LINEARS, PackedLinear: 0, PackedWordScores: 0}
+    ids = prompts_of()
+    model(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_but_the_maps_is_shared(name):
+    model, _ = pair(name, torch.float32)
+    packed = prepacked(model, 2)
+    theirs = dict(packed.named_parameters())
+    mine = dict(model.named_parameters())
+    gone = {f"{key}.weight" for key, module in model.named_modules() if isinstance(module, Linear)}
+    assert set(mine) - set(theirs) == gone
+    assert all(parameter is mine[key] for key, parameter in theirs.items())
+    assert packed.config is model.config
+    assert type(packed) is type(model)
+    assert packed.training is model.training is False
+
+
+def test_the_copy_does_not_see_what_becomes_of_the_weights():
+    model, _ = pair("gpt2", torch.float32)
+    ids = prompts_of()
+    with torch.inference_mode():
+        packed = prepacked(model, 2)
+        before, plain = packed(ids).logits, model(ids).logits
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.weight.mul_(0.5)
+    with torch.inference_mode():
+        assert torch.equal(packed(ids).logits, before)
+        assert distance(model(ids).logits, plain) > 1e-2
+
+
+def test_packing_twice_packs_no_more():
+    model, _ = pair("gpt2", torch.float32, std=0.2)
+    with torch.inference_mode():
+        twice = prepacked(prepacked(model, 1), 1)
+        assert distance(twice(prompts_of()).logits, model(prompts_of()).logits) <= 1e-5
+
+
+def test_a_map_without_bias():
+    linear = Linear(D, 7, bias=False)
+    nn.init.normal_(linear.weight)
+    x = torch.randn(5, D)
+    with torch.inference_mode():
+        assert distance(PackedLinear(linear.weight, None, 5)(x), linear(x)) <= 1e-5
+
+
+def test_the_table_is_packed_for_the_scores():
+    table, states = torch.randn(V, D), torch.randn(5, D)
+    with torch.inference_mode():
+        found = PackedWordScores(PackedLinear(table, None, 5))(states, table)
+        assert distance(found, WordScores()(states, table)) <= 1e-5
+
+
+def test_a_whole_number_of_rows_of_none_is_no_crash():
+    model, _ = pair("gpt2", torch.float32)
+    with torch.inference_mode():
+        assert prepacked(model, 1)(torch.zeros(0, 3, dtype=torch.long)).logits.shape == (0, 3, V)
+
+
+@pytest.fixture
+def packed_at_once(monkeypatch):
+    """Short texts go the way of long ones."""
+    monkeypatch.setattr(generation, "_WORTH_PACKING", 1)
+
+
+@pytest.mark.usefixtures("packed_at_once")
+def test_hooks_of_the_parts_that_are_copied_still_run():
+    """A hook on a block sees what it makes in generation too."""
+    model, _ = pair("gpt2", torch.float32)
+    seen = []
+    model.transformer.layers[1].feed_forward.register_forward_hook(lambda m, args, out: seen.append(len(out)))
+    model.generate(prompts_of(2), max_new_tokens=3)
+    assert seen == [2 * prompts_of(2).shape[1], 2, 2]
+
+
+@pytest.mark.usefixtures("packed_at_once")
+def test_a_hook_on_a_linear_map_still_runs():
+    """Adapters and probes hang on linear maps: one must not be left out in silence."""
+    model, _ = pair("gpt2", torch.float32)
+    seen = []
+    model.transformer.layers[1].feed_forward.inner.register_forward_hook(lambda m, args, out: seen.append(len(out)))
+    model.generate(prompts_of(2), max_new_tokens=3)
+    assert seen == [2 * prompts_of(2).shape[1], 2, 2]
+
+
+def test_a_map_of_the_users_own_keeps_its_forward():
+    """An adapter that extends Linear is no Linear: packed as one, what it adds would be lost in silence."""
+
+    class Adapted(Linear):
+        def forward(self, x):
+            return super().forward(x) + 1.0
+
+    model, _ = pair("gpt2", torch.float32, std=0.2)
+    plain = model.transformer.layers[0].feed_forward.inner
+    adapted = Adapted(plain.in_features, plain.out_features)
+    adapted.weight, adapted.bias = plain.weight, plain.bias
+    model.transformer.layers[0].feed_forward.inner = adapted
+    with torch.inference_mode():
+        assert distance(prepacked(model, 1)(prompts_of()).logits, model(prompts_of()).logits) <= 1e-5
+
+
+def test_generation_packs_for_its_rows_where_it_is_worth_it(monkeypatch):
+    rows, pack = [], prepack.prepacked
+    monkeypatch.setattr(generation, "prepacked", lambda model, n: rows.append(n) or pack(model, n))
+    monkeypatch.setattr(generation, "_WORTH_PACKING", 3)
+    model, _ = pair("gpt2", torch.float32)
+    model.generate(prompts_of(3), max_new_tokens=2)
+    assert rows == []
+    model.generate(prompts_of(3), max_new_tokens=3)
+    model.generate(prompts_of(3), max_new_tokens=3, num_beams=4)
+    model.generate(prompts_of(3), max_new_tokens=3, temperature=1.0, num_return_sequences=5)
+    assert rows == [3, 12, 15]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_or_not_the_same_words_come_out(monkeypatch, name):
+    model, _ = pair(name, torch.float32)
+    monkeypatch.setattr(generation, "_WORTH_PACKING", 1000)
+    plain = model.generate(*ragged("left")[1:], max_new_tokens=11)
+    monkeypatch.setattr(generation, "_WORTH_PACKING", 1)
+    assert model.generate(*ragged("left")[1:], max_new_tokens=11) == plain
+
+
+# Packed once, to keep
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_accelerated_model_equals_the_plain_one(name):
+    model, _ = pair(name, torch.float32, std=0.2)
+    fast = accelerate(model)
+    _, ids, mask = ragged("left")
+    with torch.inference_mode():
+        assert kinds(fast)[Linear] == 0
+        assert distance(fast(ids, mask).logits, model(ids, mask).logits) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_computed_in_float32_on_the_same_weights(name, dtype):
+    """Nearer to float32 than the model itself is: only what float16 cannot hold of a weight is lost."""
+    model, _ = pair(name, dtype, std=0.2)
+    fast, ids = accelerate(model), prompts_of()
+    with torch.inference_mode():
+        exact = model.float()(ids).logits
+        model.to(dtype)
+        found, own = fast(ids).logits, model(ids).logits
+    assert {type(part) for part in fast.modules()} >= {HalfLinear, PackedWordScores}
+    assert (found.dtype, own.dtype) == (torch.float32, dtype)
+    assert distance(found, exact) <= 1e-5
+    assert distance(found, exact) < distance(own, exact) / 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_accelerated_model_goes_on_as_the_float32_one(name, dtype):
+    model, _ = pair(name, dtype, std=0.2)
+    fast, (_, ids, mask) = accelerate(model), ragged("right")
+    options = {"max_new_tokens": 6, "repetition_penalty": 1.3}
+    found = [fast.generate(ids, mask, **options), fast.generate(ids, mask, num_beams=3, max_new_tokens=4)]
+    model.float()
+    assert [row.ids for row in found[0]] == [row.ids for row in model.generate(ids, mask, **options)]
+    expected = model.generate(ids, mask, num_beams=3, max_new_tokens=4)
+    assert [row.ids for row in found[1]] == [row.ids for row in expected]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_accelerating_changes_nothing_of_the_model(dtype):
+    model, _ = pair("gpt2", dtype)
+    before = {key: (id(p), p.dtype, p._version) for key, p in model.named_parameters()}
+    fast = accelerate(model)
+    assert {key: (id(p), p.dtype, p._version) for key, p in model.named_parameters()} == before
+    assert fast.transformer.embeddings.word.weight is model.transformer.embeddings.word.weight
+    assert fast.config is model.config
+
+
+def test_generation_packs_an_accelerated_model_no_more(monkeypatch):
+    fast = accelerate(pair("gpt2", torch.float32)[0])
+    monkeypatch.setattr(prepack, "PackedLinear", lambda *_: pytest.fail("packed again"))
+    assert len(fast.generate(prompts_of(), max_new_tokens=5)[0].ids) == 5
+
+
+@pytest.mark.parametrize("change", ["hook", "adapter", "range", "engine"])
+def test_half_precision_that_cannot_be_held_so_is_packed_the_other_way(monkeypatch, change):
+    model, _ = pair("gpt2", torch.bfloat16)
+    output = model.transformer.layers[0].attention.output
+    if change == "hook":
+        output.register_forward_hook(lambda *_: None)
+    elif change == "adapter":
+        output.__class__ = type("Adapter", (Linear,), {})
+    elif change == "range":
+        output.weight.data[0, 0] = 1e5  # float16 ends at 65504
+    else:
+        monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
+    fast = accelerate(model)
+    assert not any(isinstance(part, HalfLinear) for part in fast.modules())
+    with torch.inference_mode():
+        assert fast(prompts_of()).logits.dtype == torch.bfloat16
+
+
+def test_what_is_no_language_model_is_refused():
+    with pytest.raises(InputError, match="accelerate: expected a language model, gpt or gpt2, got a BertModel"):
+        hubmodels.accelerate(hubmodels.bertModel("bert-nano"))
+    with pytest.raises(InputError, match="accelerate: expected a model on a CPU, got one on meta"):
+        hubmodels.accelerate(pair("gpt2", torch.float32)[0].to("meta"))
