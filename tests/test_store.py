@@ -1,8 +1,11 @@
 """Files: fetched once, verified always, found where they are; and what is said when they cannot be had."""
 
 import hashlib
+import json
 import os
 import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from hubmodels import store
-from hubmodels.errors import StoreError
+from hubmodels.errors import CatalogError, StoreError
 
 catalog = import_module("hubmodels.catalog")  # hubmodels.catalog, the attribute, is the entry point
 REPO, REVISION, NAME = "someone/some-bert", "0123456789abcdef" * 2 + "01234567", "model.safetensors"
+SITE, SHARD = "openai/some-gpt", "model/params_0.npy"
 DATA = bytes(range(256)) * 40
 
 
@@ -37,7 +41,7 @@ class FakeHub:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = self.path.lstrip("/")
-                if "/resolve/" in path:
+                if f"/{REVISION}/" in path:
                     hub.requests.append((self.command, path))
                 if path in hub.files:
                     hub.answer(self, hub.files[path])
@@ -57,6 +61,12 @@ class FakeHub:
         """Publish `served` (default: data) under the pin of `data`; returns the pin."""
         self.files[f"{repo}/resolve/{REVISION}/{filename}"] = data if served is None else served
         return catalog.File(repo, REVISION, filename, len(data), hashlib.sha256(data).hexdigest())
+
+    def publish(self, data: bytes = DATA, filename: str = SHARD, served: bytes | None = None):
+        """As `add`, but as a plain file under an address, of which only git's own digest was ever published."""
+        self.files[f"{SITE}/{REVISION}/{filename}"] = data if served is None else served
+        digest = hashlib.sha1(b"blob " + str(len(data)).encode() + b"\0" + data).hexdigest()
+        return catalog.File(f"{self.url}/{SITE}", REVISION, filename, None, None, digest)
 
     @contextmanager
     def running(self, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
@@ -388,6 +398,333 @@ def test_a_store_error_is_an_os_error():
     assert issubclass(StoreError, OSError)
 
 
+# --- Files under an address
+
+
+def address_root() -> Path:
+    return Path(os.environ["TORCH_HOME"]) / "hub" / "hubmodels"
+
+
+def place_of(hub: FakeHub, root: Path | None = None) -> Path:
+    """Where the file of `hub.publish` belongs."""
+    host, port = hub.url.removeprefix("http://").split(":")
+    return (root or address_root()) / host / port / SITE / REVISION / SHARD
+
+
+def assert_left_nothing(root: Path) -> None:
+    """Neither the file nor a part of it, under whatever name."""
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+def test_an_address_is_downloaded_once_into_torchs_cache(hub):
+    file = hub.publish()
+    path = store.fetch(file, progress=False)
+    assert path == place_of(hub)
+    assert path.read_bytes() == DATA
+    assert list(path.parent.iterdir()) == [path]
+    assert hub.requests == [("GET", f"{SITE}/{REVISION}/{SHARD}")]
+    assert store.fetch(file, progress=False) == path
+    assert len(hub.requests) == 1
+    hub.stop()
+    assert store.fetch(file, progress=False) == path
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_in_a_cache_dir(hub, kind, tmp_path):
+    file = hub.publish()
+    path = store.fetch(file, cache_dir=kind(tmp_path / "mine"), progress=False)
+    assert path == place_of(hub, tmp_path / "mine" / "hubmodels")
+    assert store.fetch(file, cache_dir=kind(tmp_path / "mine"), progress=False) == path
+    assert len(hub.requests) == 1
+    assert not address_root().exists()
+
+
+def test_an_address_in_a_home_directory(hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = hub.publish()
+    for _ in range(2):
+        path = store.fetch(file, cache_dir="~/mine", progress=False)
+        assert path == place_of(hub, tmp_path / "mine" / "hubmodels")
+    assert len(hub.requests) == 1
+
+
+def test_an_address_in_the_directory_that_torch_was_told(hub, monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    torch.hub.set_dir(str(tmp_path / "told"))
+    assert store.fetch(hub.publish(), progress=False) == place_of(hub, tmp_path / "told" / "hubmodels")
+
+
+def test_two_addresses_do_not_share_a_place(hub):
+    first, second = hub.publish(), hub.publish(other_bytes(), "other/params_0.npy")
+    assert store.fetch(first, progress=False) != store.fetch(second, progress=False)
+    assert store.fetch(first, progress=False).read_bytes() == DATA
+    assert store.fetch(second, progress=False).read_bytes() == other_bytes()
+
+
+def test_wrong_bytes_of_an_address(hub):
+    file = hub.publish(served=other_bytes())
+    text = refusal(file)
+    got = hashlib.sha1(b"blob 10240\0" + other_bytes()).hexdigest()
+    assert len(other_bytes()) == 10240
+    assert f"expected git blob SHA-1 {file.git_sha1}, got {got}." in text
+    assert "It is not the file that was pinned, so it was not opened." in text
+    assert_left_nothing(address_root())
+
+
+def test_the_advice_for_wrong_bytes_of_an_address_works(hub):
+    """What the message names is the place where the file is looked for, not that of a download that is gone."""
+    file = hub.publish(served=other_bytes())
+    text = refusal(file)
+    assert ".partial" not in text
+    assert f"curl -L --create-dirs -o '{place_of(hub)}' {hub.url}/{SITE}/{REVISION}/{SHARD}" in text.replace(
+        "curl -L -o", "curl -L --create-dirs -o"
+    )
+    place_of(hub).parent.mkdir(parents=True, exist_ok=True)
+    place_of(hub).write_bytes(DATA)
+    assert store.fetch(file, progress=False) == place_of(hub)
+
+
+def test_wrong_bytes_of_an_address_in_the_cache(hub):
+    file = hub.publish()
+    path = place_of(hub)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(other_bytes())
+    text = refusal(file)
+    assert text.startswith(f"{path}: expected git blob SHA-1 {file.git_sha1}, got ")
+    assert f"Delete '{path.resolve()}' and load again" in text
+    assert hub.requests == []
+    path.unlink()
+    assert store.fetch(file, progress=False).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("pin", ["git_sha1", "sha256", "both"])
+def test_what_pins_an_address_is_looked_at(hub, pin):
+    """With a SHA-256 that decides, and the size with it."""
+    by_git = hub.publish()
+    sha256 = hashlib.sha256(DATA).hexdigest()
+    pins = {
+        "git_sha1": by_git,
+        "sha256": catalog.File(by_git.source, REVISION, SHARD, len(DATA), sha256),
+        "both": catalog.File(by_git.source, REVISION, SHARD, len(DATA), sha256, by_git.git_sha1),
+    }
+    path = store.fetch(pins[pin], progress=False)
+    path.write_bytes(other_bytes())
+    kind = "git blob SHA-1" if pin == "git_sha1" else "SHA-256"
+    assert f"expected {kind} " in refusal(pins[pin])
+    path.write_bytes(DATA[1:])
+    expected = f"expected {kind} " if pin == "git_sha1" else f"expected {len(DATA)} bytes, got {len(DATA) - 1}"
+    assert expected in refusal(pins[pin])
+
+
+def assert_address_cannot_be_had(text: str, hub: FakeHub, root: Path | None = None) -> None:
+    url = f"{hub.url}/{SITE}/{REVISION}/{SHARD}"
+    root = root or address_root()
+    assert text.startswith(f"{url} is not in {root} and could not be downloaded: ")
+    assert f"Fetch it by hand: curl -L --create-dirs -o '{place_of(hub, root)}' {url}" in text
+    assert_left_nothing(root)
+
+
+def test_an_address_that_is_not_there(hub):
+    file = hub.publish()
+    hub.files.clear()
+    text = refusal(file)
+    assert_address_cannot_be_had(text, hub)
+    assert "404" in text
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_site_that_refuses(hub, status):
+    file = hub.publish()
+    hub.answer = fail(status)
+    text = refusal(file)
+    assert_address_cannot_be_had(text, hub)
+    assert str(status) in text
+
+
+def test_an_address_where_nobody_answers(hub):
+    file = hub.publish()
+    hub.stop()
+    assert_address_cannot_be_had(refusal(file), hub)
+
+
+def test_an_address_into_another_cache_that_cannot_be_had(hub, tmp_path):
+    file = hub.publish()
+    hub.files.clear()
+    text = refusal(file, cache_dir=tmp_path / "mine")
+    assert_address_cannot_be_had(text, hub, tmp_path / "mine" / "hubmodels")
+
+
+def test_a_body_that_ends_early(hub):
+    """urllib gives what came as if it were all."""
+    file = hub.publish()
+    hub.answer = hang_up(10**9)
+    text = refusal(file)
+    assert "curl -L" in text
+    assert place_of(hub).name in text
+    assert_left_nothing(address_root())
+    hub.answer = serve
+    assert store.fetch(file, progress=False).read_bytes() == DATA
+
+
+def test_a_page_instead_of_the_file(hub):
+    """A captive portal."""
+    file = hub.publish(served=b"<html>")
+    assert f"expected git blob SHA-1 {file.git_sha1}, got " in refusal(file)
+    assert_left_nothing(address_root())
+
+
+def test_a_cache_that_cannot_be_written(hub, tmp_path):
+    (tmp_path / "mine").write_text("a file where the directory would be")
+    with pytest.raises(StoreError, match="could not be downloaded"):
+        store.fetch(hub.publish(), cache_dir=tmp_path / "mine", progress=False)
+
+
+def test_a_download_that_is_interrupted_leaves_nothing(hub, monkeypatch):
+    """Ctrl+C in the middle."""
+    import torch
+
+    def interrupted(url, path, **_):
+        Path(path).write_bytes(DATA[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch(hub.publish(), progress=False)
+    assert_left_nothing(address_root())
+
+
+def test_two_threads_fetch_one_address(hub, monkeypatch):
+    """Both have downloaded before either puts the file in its place."""
+    file = hub.publish()
+    verify, both = store.verify, threading.Barrier(2, timeout=20)
+
+    def verify_together(path: Path, *pinned) -> None:
+        verify(path, *pinned)
+        if path != place_of(hub):
+            both.wait()
+
+    monkeypatch.setattr(store, "verify", verify_together)
+    outcomes: list[object] = []
+
+    def fetch() -> None:
+        try:
+            outcomes.append(store.fetch(file, progress=False))
+        except Exception as error:  # judged below, in the test's own thread
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=fetch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == [place_of(hub)] * 2
+    assert list(place_of(hub).parent.iterdir()) == [place_of(hub)]
+
+
+def test_an_address_with_progress_false_prints_nothing(hub, capfd):
+    store.fetch(hub.publish(), progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_address_with_progress_shows_a_bar(hub, capfd):
+    store.fetch(hub.publish(), progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "100%" in err
+
+
+# --- Which addresses a manifest may name
+
+
+def manifest_with(tmp_path: Path, **changes):
+    """The manifest of one record with one file; changes: of that file."""
+    file = {"source": "https://example.org/gpt", "revision": REVISION, "filename": SHARD, "size": None}
+    file = {**file, "git_sha1": "0" * 40, **changes}
+    record = {
+        "family": "gpt",
+        "config": {},
+        "tokenizer": {"file": SHARD},
+        "files": [file],
+        "dialect": "openai",
+        "licence": "MIT",
+        "homepage": "h",
+        "citation": "c",
+        "parameters": 1,
+        "check": {},
+    }
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"schema": 1, "weights": {"some-gpt": record}}))
+    catalog.manifest.cache_clear()
+    try:
+        return catalog.manifest(path)["some-gpt"].files[0]
+    finally:
+        catalog.manifest.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "source", ["https://example.org/gpt", "https://example.org:8443/gpt", "http://127.0.0.1:99/a", "http://localhost/a"]
+)
+def test_a_manifest_may_name_https_and_this_machine(tmp_path, source):
+    file = manifest_with(tmp_path, source=source)
+    assert file.is_url
+    assert store.url_of(file) == f"{source}/{REVISION}/{SHARD}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "http://example.org/gpt",
+        "http://127.0.0.1.example.org/gpt",
+        "http://127.0.0.1@example.org/gpt",
+        "ftp://example.org/gpt",
+        "file:///tmp/gpt",
+        "file://localhost/tmp/gpt",
+        "ftp://127.0.0.1/gpt",
+        "https:///gpt",
+        "https://[example/gpt",
+    ],
+)
+def test_a_manifest_may_name_no_other_address(tmp_path, source):
+    with pytest.raises(CatalogError, match=re.escape(f"the entry some-gpt: {source}: expected an https address")):
+        manifest_with(tmp_path, source=source)
+
+
+@pytest.mark.parametrize("source", ["https://example.org/../../../gpt", "https://../gpt", "https://example.org/a/.."])
+def test_an_address_cannot_lead_out_of_the_cache(tmp_path, source):
+    with pytest.raises(CatalogError, match="the entry some-gpt"):
+        manifest_with(tmp_path, source=source)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"git_sha1": None},
+        {"git_sha1": "0" * 39},
+        {"git_sha1": "0" * 64},
+        {"git_sha1": "A" * 40},
+        {"git_sha1": None, "sha256": "0" * 64},
+        {"sha256": "0" * 64},
+        {"sha256": "", "size": 3},
+        {"revision": "master"},
+        {"revision": None},
+        {"filename": "../params_0.npy"},
+        {"filename": "/params_0.npy"},
+    ],
+    ids=str,
+)
+def test_a_file_that_is_not_pinned_is_refused(tmp_path, changes):
+    """Without a size only git's digest will do, which counts the bytes itself."""
+    with pytest.raises(CatalogError, match=r"pinned by a SHA-256 .* git blob's SHA-1 of 40 digits"):
+        manifest_with(tmp_path, **changes)
+
+
+def test_no_size_with_gits_digest_is_pinned(tmp_path):
+    file = manifest_with(tmp_path)
+    assert (file.size, file.sha256, file.digest) == (None, None, f"git blob SHA-1 {'0' * 40}")
+
+
 # --- Bars
 
 
@@ -427,6 +764,20 @@ def test_progress_false_prints_nothing(hub, capfd):
 def test_sha256_of(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert store.sha256_of(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", b"blob 3\0abc", DATA], ids=["empty", "abc", "a blob's", "bytes"])
+def test_git_sha1_of(tmp_path, data):
+    """The digests of the empty file and of "abc" are known to every git."""
+    path = tmp_path / "f"
+    path.write_bytes(data)
+    digest = store.git_sha1_of(path)
+    assert digest == hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+    known = {b"": "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391", b"abc": "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f"}
+    assert digest == known.get(data, digest)
+    if git := shutil.which("git"):
+        hashed = subprocess.run([git, "hash-object", "--no-filters", path], capture_output=True, text=True, check=True)
+        assert digest == hashed.stdout.strip()
 
 
 def test_url_of():

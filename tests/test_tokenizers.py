@@ -93,7 +93,7 @@ BATCHES = [TEXTS[begin : begin + 50] for begin in range(0, len(TEXTS), 50)]
 
 def vocabulary(name: str):
     if name == "bert-nano":
-        return embedded_path(lookup(name).vocabulary)
+        return embedded_path(lookup(name).vocabulary[0])
     path = SHARED / "data" / "vocab" / name / "vocab.txt"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
