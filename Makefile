@@ -19,6 +19,7 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/ragged.py
+	$(BIN)/python benchmarks/decoding.py
 
 # make release VERSION=0.1.0: checks everything, then tags. Nothing is pushed.
 release: $(VENV)/dev.stamp
