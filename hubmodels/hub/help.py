@@ -50,6 +50,7 @@ def help_page(family: Family, signature: str) -> Callable[[F], F]:
     return complete
 
 
+@functools.cache  # many pages have the same
 def _explained(family: Family, signature: str) -> str:
     """A paragraph for each option of the signature, and one for those of the family's config."""
     fill = functools.partial(textwrap.fill, initial_indent=" " * 4, subsequent_indent=" " * 17, width=120)
