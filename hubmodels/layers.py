@@ -8,15 +8,13 @@ Shapes, here and in every other file:
     V  vocabulary       N  labels
 """
 
-import zlib
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .cache import LayerCache, Seen
 from .errors import InputError
 from .packing import Packing
@@ -186,143 +184,17 @@ class Attention(nn.Module):
         """
         dropout = self.dropout if self.training else 0.0
         if seen is not None:
-            return seen_attention(q, seen, packing, dropout, probs)
+            return kernels.seen_attention(q, seen, packing, dropout, probs)
         if probs is not None:
-            return explicit_attention(q, k, v, packing, dropout, probs)
+            return kernels.explicit_attention(q, k, v, packing, dropout, probs)
         if packing.offsets is not None and dropout == 0.0:
             if q.is_cpu:
                 plain = not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and q.requires_grad)
-                kernel = _ragged_attention if plain else ragged_attention
+                kernel = kernels._ragged_attention if plain else kernels.ragged_attention
                 return kernel(q, k, v, packing.offsets, packing.causal)[0]
             if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-                return varlen_attention(q, k, v, packing)
-        return padded_attention(q, k, v, packing, dropout)
-
-
-def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float, probs: list[Tensor]
-) -> Tensor:
-    """Softmax written out, for who wants to see the weights. Padding has weight 0 and gives none."""
-    keys, values = (packing.unpack(t).transpose(1, 2) for t in (k, v))  # [B, H, S, K]
-    return seen_attention(q, Seen(keys, values, packing.mask(q.device)), packing, dropout, probs)
-
-
-def seen_attention(q: Tensor, seen: Seen, packing: Packing, dropout: float, probs: list[Tensor] | None) -> Tensor:
-    """The new tokens [T, H, K] look at all that `seen` lets them."""
-    keys, values, mask = seen
-    padded = packing.unpack(q).transpose(1, 2).to(keys.dtype)  # [B, H, S, K]
-    if probs is None:
-        out = F.scaled_dot_product_attention(padded, keys, values, attn_mask=mask, dropout_p=dropout)
-        return packing.pack(out.transpose(1, 2)).to(q.dtype)
-    scores = padded @ keys.mT * q.shape[-1] ** -0.5  # [B, H, S, columns]
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(scores.softmax(-1), dropout)
-    real = packing.real()
-    if real is not None:  # a padding position's own row is nobody's weights
-        weights = weights * real[:, None, :, None]
-    probs.append(weights.to(q.dtype))
-    return packing.pack((weights @ values).transpose(1, 2)).to(q.dtype)
-
-
-def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:
-    """torch's fused attention over [B, S]: best where nothing is padding, the fallback where something is."""
-    q, k, v = (packing.unpack(t).transpose(1, 2) for t in (q, k, v))  # [B, H, S, K]
-    is_causal = packing.causal and packing.indices is None and packing.pairwise is None
-    mask = None if is_causal else packing.mask(q.device)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
-    return packing.pack(out.transpose(1, 2))
-
-
-def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """Variable-length flash attention, CUDA, half precision."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    offsets: Any = packing.offsets
-    window = (-1, 0) if packing.causal else (-1, -1)  # columns to the left and right that a token sees; -1: all
-    longest = packing.longest
-    return varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window)  # type: ignore[return-value]
-
-
-# On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask,
-# no copy into groups. The loop is one operator to torch.compile, so a graph holds for batches of every shape. Several
-# versions of this package may live in one process: each registers the operator under a name of its own.
-_NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
-while hasattr(getattr(torch.ops, _NAMESPACE), "ragged_attention"):  # this file ran before, and its models live on
-    _NAMESPACE += "_"
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-def _runs(offsets: Tensor) -> list[tuple[int, int, int, int]]:
-    """[B + 1] -> (begin, end, rows, length) of each run of rows of one length; empty rows are left out."""
-    runs: list[tuple[int, int, int, int]] = []
-    for begin, end in pairwise(offsets.tolist()):
-        if runs and runs[-1][3] == end - begin:
-            runs[-1] = (runs[-1][0], end, runs[-1][2] + 1, end - begin)
-        elif end > begin:
-            runs.append((begin, end, 1, end - begin))
-    return runs
-
-
-def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
-    """[T, H, ...] -> view [rows, H, length, ...] of one run"""
-    begin, end, rows, length = run
-    return x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2)
-
-
-def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
-    """What `ragged_attention` gives, without values: all that torch.compile has to know of it."""
-    lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
-
-
-def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
-    """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
-    out, lse = _empty_results(q, k, v, offsets)
-    for run in _runs(offsets):
-        attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)), 0.0, causal)
-        _rows(out, run).copy_(attended)
-        _rows(lse, run).copy_(sums)
-    return out, lse
-
-
-# Calling it as an operator imports the compiler, a second: without gradients the function is called itself.
-ragged_attention = torch.library.custom_op(
-    f"{_NAMESPACE}::ragged_attention", _ragged_attention, mutates_args=(), device_types="cpu"
-)
-
-
-@torch.library.custom_op(f"{_NAMESPACE}::ragged_attention_backward", mutates_args=(), device_types="cpu")
-def _ragged_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    for run in _runs(offsets):
-        parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, causal)
-        for whole, part in zip((dq, dk, dv), parts, strict=True):
-            _rows(whole, run).copy_(part)
-    return dq, dk, dv
-
-
-ragged_attention.register_fake(_empty_results)
-
-
-@_ragged_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:3], *output, inputs[3])
-    ctx.causal = inputs[4]
-
-
-def _backward(ctx, grad: Tensor, _: Tensor):
-    return *_ragged_attention_backward(grad, *ctx.saved_tensors, ctx.causal), None, None
-
-
-ragged_attention.register_autograd(_backward, setup_context=_save)
+                return kernels.varlen_attention(q, k, v, packing)
+        return kernels.padded_attention(q, k, v, packing, dropout)
 
 
 class WordScores(nn.Module):

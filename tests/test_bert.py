@@ -39,7 +39,7 @@ from reference import (
 )
 
 import hubmodels
-from hubmodels import layers
+from hubmodels import kernels
 from hubmodels.families import bert
 from hubmodels.layers import ACTIVATIONS, Attention
 from hubmodels.packing import packing_of
@@ -563,7 +563,7 @@ def test_at_most_six_frames_from_the_call_to_the_kernel(name, pattern, monkeypat
 
         return spy
 
-    monkeypatch.setattr(layers, "_FLASH", spied(layers._FLASH))
+    monkeypatch.setattr(kernels, "_FLASH", spied(kernels._FLASH))
     monkeypatch.setattr(F, "scaled_dot_product_attention", spied(F.scaled_dot_product_attention))
     with torch.no_grad():
         ours(**inputs_of(name, pattern))

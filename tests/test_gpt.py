@@ -38,7 +38,7 @@ from gpt_reference import (
 from reference import CHOICES, INNER, LAYERS, PATTERNS, POSITIONS, B, D, H, S, V, distance, generator, mask_of
 
 import hubmodels
-from hubmodels import layers
+from hubmodels import kernels
 from hubmodels.checkpoint.readers import HeldTensor
 from hubmodels.errors import CheckpointError, ConfigError, InputError
 from hubmodels.families.gpt import Gpt, GptConfig, GptDoubleHeads, GptModel
@@ -1419,7 +1419,7 @@ def test_at_most_six_frames_from_the_call_to_the_kernel(name, pattern, cached, m
         with torch.no_grad():
             ours(**{key: x[..., :4] for key, x in inputs.items()}, cache=cache)
         inputs = {**{key: x[..., 4:] for key, x in inputs.items()}, "cache": cache}
-    monkeypatch.setattr(layers, "_FLASH", spied(layers._FLASH))
+    monkeypatch.setattr(kernels, "_FLASH", spied(kernels._FLASH))
     monkeypatch.setattr(F, "scaled_dot_product_attention", spied(F.scaled_dot_product_attention))
     with torch.no_grad():
         ours(**inputs)

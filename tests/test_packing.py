@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from reference import PATTERNS, B, D, H, S, distance, generator, mask_of
 
-from hubmodels import layers
+from hubmodels import kernels, layers
 from hubmodels.errors import InputError
 from hubmodels.packing import Packing, packing_of
 
@@ -214,11 +214,11 @@ def test_kernels_equal_attention_by_hand_with_gradients(pattern, causal):
     probs = []
     results = {
         "hand": by_hand(*inputs, mask, causal),
-        "padded": layers.padded_attention(*inputs, packed, 0.0),
-        "explicit": layers.explicit_attention(*inputs, packed, 0.0, probs),
+        "padded": kernels.padded_attention(*inputs, packed, 0.0),
+        "explicit": kernels.explicit_attention(*inputs, packed, 0.0, probs),
     }
     if packed.offsets is not None:
-        results["ragged"] = layers.ragged_attention(*inputs, packed.offsets, causal)[0]
+        results["ragged"] = kernels.ragged_attention(*inputs, packed.offsets, causal)[0]
     expected = results.pop("hand")
     expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs)
     for name, result in results.items():
@@ -238,8 +238,8 @@ def test_kernels_under_a_mask_of_pairs_equal_attention_by_hand(causal):
     weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     expected = torch.einsum("bhij,bjhk->bihk", weights, v.view(B, S, H, K)).flatten(0, 1)
     probs = []
-    assert distance(layers.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
-    assert distance(layers.explicit_attention(*inputs, packed, 0.0, probs), expected) <= 1e-12
+    assert distance(kernels.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
+    assert distance(kernels.explicit_attention(*inputs, packed, 0.0, probs), expected) <= 1e-12
     assert distance(probs[0], weights) <= 1e-12
 
 
@@ -247,7 +247,7 @@ def test_kernels_under_a_mask_of_pairs_equal_attention_by_hand(causal):
 def test_causal_weights_are_zero_for_what_comes_after_and_for_padding(pattern):
     packed, mask = packing(pattern, causal=True)
     probs = []
-    layers.explicit_attention(*heads(int(mask.sum())), packed, 0.0, probs)
+    kernels.explicit_attention(*heads(int(mask.sum())), packed, 0.0, probs)
     (weights,) = probs  # [B, H, S, S]
     allowed = mask[:, None, :, None] & mask[:, None, None, :] & torch.ones(S, S, dtype=torch.bool).tril()
     assert torch.equal(weights != 0, allowed.expand_as(weights))
@@ -261,10 +261,10 @@ def test_small_batches(rows, length, causal):
     packed = packing_of(rows, length, mask, causal)
     inputs = heads(rows * length)
     expected = by_hand(*inputs, mask, causal) if rows else inputs[0]
-    assert distance(layers.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
-    assert distance(layers.explicit_attention(*inputs, packed, 0.0, []), expected) <= 1e-12
+    assert distance(kernels.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
+    assert distance(kernels.explicit_attention(*inputs, packed, 0.0, []), expected) <= 1e-12
     offsets = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
-    assert distance(layers.ragged_attention(*inputs, offsets, causal)[0], expected) <= 1e-12
+    assert distance(kernels.ragged_attention(*inputs, offsets, causal)[0], expected) <= 1e-12
 
 
 @BOTH
@@ -272,7 +272,7 @@ def test_small_batches(rows, length, causal):
 def test_ragged_attention_in_other_dtypes(dtype, tolerance, causal):
     packed, mask = packing("interleaved")
     inputs = heads(int(mask.sum()), dtype=dtype)
-    out, lse = layers.ragged_attention(*inputs, packed.offsets, causal)
+    out, lse = kernels.ragged_attention(*inputs, packed.offsets, causal)
     assert out.dtype == dtype
     assert lse.dtype == torch.float32
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -287,7 +287,7 @@ def test_ragged_attention_in_other_dtypes(dtype, tolerance, causal):
 def test_ragged_attention_gives_the_log_sum_exp_of_the_scores(causal):
     packed, mask = packing("right")
     q, k, v = heads(int(mask.sum()))
-    lse = layers.ragged_attention(q, k, v, packed.offsets, causal)[1]
+    lse = kernels.ragged_attention(q, k, v, packed.offsets, causal)[1]
     begin, end = packed.offsets[1:3].tolist()
     scores = torch.einsum("ihk,jhk->ihj", q[begin:end], k[begin:end]) / K**0.5
     if causal:
@@ -302,9 +302,9 @@ def test_rows_of_padding_take_no_part(causal):
     packed, mask = with_an_empty_row(causal=causal)
     inputs = heads(int(mask.sum()))
     expected = by_hand(*inputs, mask, causal)
-    assert distance(layers.ragged_attention(*inputs, packed.offsets, causal)[0], expected) <= 1e-12
-    assert distance(layers.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
-    assert distance(layers.explicit_attention(*inputs, packed, 0.0, []), expected) <= 1e-12
+    assert distance(kernels.ragged_attention(*inputs, packed.offsets, causal)[0], expected) <= 1e-12
+    assert distance(kernels.padded_attention(*inputs, packed, 0.0), expected) <= 1e-12
+    assert distance(kernels.explicit_attention(*inputs, packed, 0.0, []), expected) <= 1e-12
 
 
 @BOTH
@@ -312,9 +312,9 @@ def test_no_token_at_all(causal):
     packed = packing_of(B, S, torch.zeros(B, S), causal)
     inputs = heads(0)
     assert packed.offsets.tolist() == [0] * (B + 1)
-    assert layers.padded_attention(*inputs, packed, 0.0).shape == (0, H, K)
-    assert layers.explicit_attention(*inputs, packed, 0.0, []).shape == (0, H, K)
-    out = layers.ragged_attention(*inputs, packed.offsets, causal)[0]
+    assert kernels.padded_attention(*inputs, packed, 0.0).shape == (0, H, K)
+    assert kernels.explicit_attention(*inputs, packed, 0.0, []).shape == (0, H, K)
+    out = kernels.ragged_attention(*inputs, packed.offsets, causal)[0]
     assert out.shape == (0, H, K)
     assert torch.autograd.grad(out.sum(), inputs)[0].shape == (0, H, K)
 
@@ -324,10 +324,10 @@ def test_a_row_hears_nothing_of_its_neighbours():
     q, k, v = heads(int(mask.sum()))
     begin, end = packed.offsets[1:3].tolist()
     with torch.no_grad():
-        before = layers.ragged_attention(q, k, v, packed.offsets)[0].clone()
+        before = kernels.ragged_attention(q, k, v, packed.offsets)[0].clone()
         for x in (q, k, v):
             x[begin:end] += 3.0
-        after = layers.ragged_attention(q, k, v, packed.offsets)[0]
+        after = kernels.ragged_attention(q, k, v, packed.offsets)[0]
     others = [*range(begin), *range(end, len(q))]
     assert torch.equal(before[others], after[others])
     assert distance(before[begin:end], after[begin:end]) > 1.0
@@ -339,9 +339,9 @@ def test_a_token_hears_nothing_of_those_after_it(kernel, pattern):
     packed, mask = packing(pattern, causal=True)
     q, k, v = heads(int(mask.sum()))
     run = {
-        "ragged": lambda: layers.ragged_attention(q, k, v, packed.offsets, True)[0].clone(),
-        "padded": lambda: layers.padded_attention(q, k, v, packed, 0.0).clone(),
-        "explicit": lambda: layers.explicit_attention(q, k, v, packed, 0.0, []).clone(),
+        "ragged": lambda: kernels.ragged_attention(q, k, v, packed.offsets, True)[0].clone(),
+        "padded": lambda: kernels.padded_attention(q, k, v, packed, 0.0).clone(),
+        "explicit": lambda: kernels.explicit_attention(q, k, v, packed, 0.0, []).clone(),
     }[kernel]
     begin, end = packed.offsets[1:3].tolist()
     changed = begin + 2  # of the second row the third token and those after it
@@ -362,7 +362,7 @@ def test_ragged_attention_takes_views_into_the_fused_projection(causal):
     fused = torch.randn(int(mask.sum()), 3 * D, generator=generator(25), dtype=torch.float64)
     q, k, v = fused.view(len(fused), 3, H, K).unbind(1)
     assert not q.is_contiguous()
-    out = layers.ragged_attention(q, k, v, packed.offsets, causal)[0]
+    out = kernels.ragged_attention(q, k, v, packed.offsets, causal)[0]
     assert out.is_contiguous()
     assert distance(out, by_hand(q, k, v, mask, causal)) <= 1e-12
 
@@ -371,7 +371,7 @@ def test_ragged_attention_takes_views_into_the_fused_projection(causal):
 @pytest.mark.parametrize("pattern", ["right", "interleaved"])
 def test_ragged_attention_is_a_sound_operator(pattern, causal):
     packed, mask = packing(pattern)
-    results = torch.library.opcheck(layers.ragged_attention, (*heads(int(mask.sum())), packed.offsets, causal))
+    results = torch.library.opcheck(kernels.ragged_attention, (*heads(int(mask.sum())), packed.offsets, causal))
     assert set(results.values()) == {"SUCCESS"}
     assert len(results) == 4
 
@@ -380,13 +380,13 @@ def test_ragged_attention_is_a_sound_operator(pattern, causal):
 def test_gradient_of_ragged_attention_is_the_derivative(causal):
     offsets = torch.tensor([0, 3, 3, 5, 7, 8], dtype=torch.int32)  # an empty row; two rows of one length, side by side
     inputs = heads(8)
-    assert torch.autograd.gradcheck(lambda q, k, v: layers.ragged_attention(q, k, v, offsets, causal)[0], inputs)
+    assert torch.autograd.gradcheck(lambda q, k, v: kernels.ragged_attention(q, k, v, offsets, causal)[0], inputs)
 
 
 def test_operator_names_of_two_checkouts_differ():
     """Two versions in one process: the name is made of the file's path."""
-    assert layers.ragged_attention._qualname.startswith(layers._NAMESPACE + "::")
-    assert re.fullmatch(r"hubmodels_[0-9a-f]{8}_*", layers._NAMESPACE)
+    assert kernels.ragged_attention._qualname.startswith(kernels._NAMESPACE + "::")
+    assert re.fullmatch(r"hubmodels_[0-9a-f]{8}_*", kernels._NAMESPACE)
 
 
 # Which kernel runs
@@ -407,13 +407,13 @@ def test_attend_takes_the_kernel_that_fits(pattern, training, weights, kernel, m
     called = []
 
     def spy_on(name):
-        real = getattr(layers, name)
+        real = getattr(kernels, name)
 
         def spy(*args):
             called.append(name)
             return real(*args)
 
-        monkeypatch.setattr(layers, name, spy)
+        monkeypatch.setattr(kernels, name, spy)
 
     for name in ("padded_attention", "ragged_attention", "explicit_attention", "varlen_attention"):
         spy_on(name)
@@ -487,8 +487,8 @@ def test_variable_length_path_of_cuda_equals_the_fallback(pattern, causal, monke
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", on_a_cpu(calls))
     packed, mask = packing(pattern, causal)
     inputs = heads(int(mask.sum()))
-    out = layers.varlen_attention(*inputs, packed)
-    fallback = layers.padded_attention(*inputs, packed, 0.0)
+    out = kernels.varlen_attention(*inputs, packed)
+    fallback = kernels.padded_attention(*inputs, packed, 0.0)
     assert distance(out, fallback) <= 1e-12
     gradients = torch.autograd.grad(out.square().sum(), inputs)
     assert max(map(distance, gradients, torch.autograd.grad(fallback.square().sum(), inputs))) <= 1e-12
@@ -503,4 +503,4 @@ def test_variable_length_path_with_a_row_of_padding(causal, monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", on_a_cpu([]))
     packed, mask = with_an_empty_row("right", causal)
     inputs = heads(int(mask.sum()))
-    assert distance(layers.varlen_attention(*inputs, packed), by_hand(*inputs, mask, causal)) <= 1e-12
+    assert distance(kernels.varlen_attention(*inputs, packed), by_hand(*inputs, mask, causal)) <= 1e-12

@@ -12,12 +12,7 @@ from .bert import (
     bertTokenizer,
 )
 from .catalog import catalog
-from .gpt import (
-    gpt,
-    gptDoubleHeads,
-    gptModel,
-    gptTokenizer,
-)
+from .gpt import gpt, gptDoubleHeads, gptModel, gptTokenizer
 from .gpt2 import gpt2, gpt2Model, gpt2Tokenizer
 from .original import (
     gpt2LMHeadModel,
