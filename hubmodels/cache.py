@@ -64,7 +64,7 @@ class Cache:
         if self._real is not None:
             self._real[:, self.length : end] = True if real is None else real
         self.mask = None if self._real is None else self._real[:, None, None, :end]
-        if packing.length > 1:
+        if packing.length > 1 and self.length:  # an empty cache is looked at by none: see `extend`
             before = torch.ones(packing.length, end, dtype=torch.bool, device=device).tril(self.length)
             seen = before if self.mask is None else self.mask & before
             self.mask = seen | ~seen.any(-1, keepdim=True)  # what may see nothing sees all: no empty softmax

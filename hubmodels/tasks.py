@@ -13,7 +13,7 @@ from .errors import InputError
 from .generation import Ending, check_stop_ids
 from .heads import IGNORED, MaskedLM
 from .language_model import LanguageModel
-from .tokenizers import BytePairTokenizer, WordPieceTokenizer, check_texts
+from .tokenizers import BytePairTokenizer, WordPieceTokenizer, check_text, check_texts
 from .transformer import Encoder
 
 _AT_ONCE = 512  # tokens that are projected on the vocabulary together: 100 MB with GPT-2's
@@ -268,9 +268,7 @@ def perplexity(
     Each token is scored once, after all before it in its window: at least the window's length less `stride` of them,
     once there are so many. A smaller stride gives more context and takes longer; default half the window.
     """
-    if not isinstance(text, str):
-        raise InputError(f"text: expected a str, got {type(text).__name__}")
-    ids = _begun(tokenizer, *check_texts("text", text))
+    ids = _begun(tokenizer, check_text("text", text))
     logprobs = token_logprobs(model, ids, stride=stride, batch_size=batch_size)
     if not logprobs:
         raise InputError("text: expected at least one token to score after the first, got none")

@@ -73,9 +73,7 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """One text -> the vocabulary's entries that it is made of, special tokens not added"""
-        if not isinstance(text, str):
-            raise InputError(f"text: expected a str, got {type(text).__name__}")
-        return self.inner.encode(*check_texts("text", text), add_special_tokens=False).tokens
+        return self.inner.encode(check_text("text", text), add_special_tokens=False).tokens
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """Entries of the vocabulary -> their ids, one -> its id. Raises InputError for one that is not in it."""
@@ -350,6 +348,13 @@ def check_texts(name: str, texts: str | Sequence[str]) -> list[str]:
             except UnicodeEncodeError as error:
                 raise InputError(f"{name}[{position}]: expected Unicode text, but {error}") from None
     return list(texts)
+
+
+def check_text(name: str, text: str) -> str:
+    """One text and no list of them, or InputError."""
+    if not isinstance(text, str):
+        raise InputError(f"{name}: expected a str, got {type(text).__name__}")
+    return check_texts(name, text)[0]
 
 
 def read_tokenizer(path: Path, merges: Path | None = None, **options: Any) -> Tokenizer:
