@@ -3,7 +3,7 @@
 import os as _os
 import sys as _sys
 
-dependencies = ["torch", "huggingface_hub", "safetensors"]
+dependencies = ["torch", "huggingface_hub", "requests", "safetensors"]
 
 # torch.hub has this directory on sys.path only while it runs, and Python keeps what was imported. So a second tag in
 # one process would silently run the first one's code, and a worker process could not unpickle a model. Here another

@@ -6,5 +6,6 @@ from . import hub
 from .hub import *  # noqa: F403
 from .loading import export
 from .prepack import accelerate
+from .verification import verify
 
-__all__ = [*hub.__all__, "accelerate", "export"]
+__all__ = [*hub.__all__, "accelerate", "export", "verify"]

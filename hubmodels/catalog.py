@@ -2,29 +2,35 @@
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from .errors import CatalogError
 
 # Beside the package in a checkout, inside it in a wheel.
 _PACKAGE = Path(__file__).resolve().parent
 _MANIFESTS = (_PACKAGE.parent / "weights_manifest.json", _PACKAGE / "weights_manifest.json")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_HOST = r"https://[A-Za-z0-9][A-Za-z0-9.-]*|http://(127\.0\.0\.1|localhost|\[::1\])"
+_ADDRESS = re.compile(rf"({_HOST})(:\d{{1,5}})?(/[\w.%+~-]+)*", re.ASCII)
 SCHEMA = 1
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # the only hosts that plain http is spoken with
 
 
 @dataclass(frozen=True)
 class File:
     """One pinned file.
 
-    source: a Hugging Face repo id; an https address, to which revision and filename are added; or "." for this
-        repository, where `filename` is a path from its root.
-    revision: the commit, 40 hex digits; None for a file of this repository, whose tag pins it.
+    source: a Hugging Face repo id; an https address, to which revision and filename are added; that of a .zip, of
+        which `filename` is a member; or "." for this repository, where `filename` is a path from its root.
+    revision: the commit, 40 hex digits; None for a member of a .zip, which its digest pins, and for a file of this
+        repository, whose tag pins it.
     size: bytes; None if it was not published. sha256: of the bytes, 64 hex digits.
     git_sha1: where no SHA-256 was ever published: of the bytes as a git blob, 40 hex digits.
+    mirrors: other https addresses of the same bytes.
     """
 
     source: str
@@ -33,6 +39,7 @@ class File:
     size: int | None
     sha256: str | None = None
     git_sha1: str | None = None
+    mirrors: tuple[str, ...] = ()
 
     @property
     def is_embedded(self) -> bool:
@@ -41,6 +48,10 @@ class File:
     @property
     def is_url(self) -> bool:
         return "://" in self.source
+
+    @property
+    def is_member(self) -> bool:
+        return self.is_url and self.source.endswith(".zip")
 
     @property
     def is_weights(self) -> bool:
@@ -91,13 +102,18 @@ class Record:
         return tuple(next(file for file in self.files if file.filename == name) for name in names)
 
 
+def manifest_path() -> Path:
+    """Where this version's manifest is."""
+    return next((path for path in _MANIFESTS if path.is_file()), _MANIFESTS[0])
+
+
 @cache
 def manifest(path: Path | None = None) -> dict[str, Record]:
     """name -> record. Raises CatalogError if the file is missing or not valid."""
-    path = path or next((m for m in _MANIFESTS if m.is_file()), _MANIFESTS[0])
+    path = path or manifest_path()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CatalogError(f"{path}: cannot be read: {error}; install or check out this version again") from None
     if not isinstance(content, dict):
         raise CatalogError(f"{path}: expected a JSON object, got a {type(content).__name__}")
@@ -118,17 +134,22 @@ def lookup(name: str) -> Record:
     raise CatalogError(f"no weights are called {name!r}, and there is no such file or directory; {hint}")
 
 
+def repository_root() -> Path:
+    """Where this copy of the repository is."""
+    return _PACKAGE.parent
+
+
 def embedded_path(file: File) -> Path:
     """Where a file of this repository is."""
-    return _PACKAGE.parent / file.filename
+    return repository_root() / file.filename
 
 
 def _record(path: Path, name: str, entry: dict[str, Any]) -> Record:
     try:
-        files = tuple(File(**file) for file in entry["files"])
+        files = tuple(File(**{**file, "mirrors": tuple(file.get("mirrors", ()))}) for file in entry["files"])
         record = Record(name=name, **{**entry, "files": files})
-        if not all(isinstance(text, str) for file in files for text in (file.source, file.filename)):
-            raise TypeError("a file's source and filename are strings")
+        if not all(isinstance(text, str) for f in files for text in (f.source, f.filename, *f.mirrors)):
+            raise TypeError("a file's source, filename and mirrors are strings")
         named = {record.tokenizer.get("file"), record.tokenizer.get("merges", record.tokenizer.get("file"))}
         complete = record.weights and named <= {file.filename for file in files}
     except (AttributeError, KeyError, TypeError) as error:
@@ -144,32 +165,29 @@ def _record(path: Path, name: str, entry: dict[str, Any]) -> Record:
 
 def _check_file(path: Path, name: str, file: File) -> None:
     """A manifest must not be able to name a moving revision, or a place outside of the repository or the cache."""
-    pinned = file.is_embedded or _is_hex(file.revision, 40)
+    pinned = file.is_embedded or (file.revision is None if file.is_member else _is_hex(file.revision, 40))
     where = PurePosixPath(file.filename)
-    by_git = file.sha256 is None and _is_hex(file.git_sha1, 40)
-    digested = by_git or (_is_hex(file.sha256, 64) and file.size is not None)
-    if not pinned or not digested or where.is_absolute() or ".." in where.parts:
+    by_git = file.sha256 is None and _is_hex(file.git_sha1, 40) and not file.is_member
+    digested = by_git or (_is_hex(file.sha256, 64) and (file.size is not None or file.is_member))
+    inside = where.parts and not where.is_absolute() and not {"..", "\\", "\0"} & {*where.parts, *file.filename}
+    if not pinned or not digested or not inside:
         raise CatalogError(
             f"{path}: the entry {name}: {file.filename} must be a relative path pinned by a SHA-256 of 64 hex digits "
             f"and a revision of 40, got sha256 {file.sha256!r} and revision {file.revision!r}; only where no SHA-256 "
             f"and size were published a git blob's SHA-1 of 40 digits stands for them, got git_sha1 {file.git_sha1!r}"
         )
-    if file.is_url and not _is_address(file.source):
-        raise CatalogError(
-            f"{path}: the entry {name}: {file.source}: expected an https address with a host, without .. or a query"
-        )
+    if not file.is_embedded and not file.is_url and not _REPOSITORY.fullmatch(file.source):
+        raise CatalogError(f"{path}: the entry {name}: {file.source}: expected a Hugging Face repository, owner/name")
+    for address in (*([file.source] if file.is_url else []), *file.mirrors):
+        if not is_address(address):
+            raise CatalogError(
+                f"{path}: the entry {name}: {address}: expected an https address with a host, without .. or a query"
+            )
 
 
-def _is_address(source: str) -> bool:
-    """https, or http on this machine. The path becomes a directory of the cache."""
-    try:
-        address = urlsplit(source)
-    except ValueError:
-        return False
-    local = address.scheme == "http" and address.hostname in ("127.0.0.1", "localhost")
-    parts = [address.netloc, *address.path.split("/")]
-    plain = not {".", ".."} & set(parts) and not address.query and not address.fragment
-    return bool(address.hostname) and plain and (address.scheme == "https" or local)
+def is_address(source: str) -> bool:
+    """https, or http on this machine; a host, no user, no query. The path becomes a directory of the store."""
+    return _ADDRESS.fullmatch(source) is not None and not {".", ".."} & {*source.split("/")}
 
 
 def _is_hex(text: Any, digits: int) -> bool:

@@ -65,12 +65,16 @@ class ModelOptions(LoadOptions, total=False):
 
 @dataclass(frozen=True)
 class UsedFile:
-    """A file that a model was loaded from. source and revision: where it is published; None for a local file."""
+    """A file that a model was loaded from. source and revision: where it is published; None for a local file.
+
+    how: what the store did to have it.
+    """
 
     path: Path
     source: str | None = None
     revision: str | None = None
     pinned: str | None = None
+    how: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -101,8 +105,9 @@ class Provenance:
     def __str__(self) -> str:
         lines = [f"{self.weights}: {self.report}"]
         for file in self.files:
-            where = f"{file.source} at {file.revision}" if file.revision else str(file.path)
+            where = " at ".join(filter(None, (file.source, file.revision))) or str(file.path)
             lines.append(f"  {where}\n  {file.path.name} {file.digest}, {self.dialect}")
+            lines += [f"  {file.how}"] if file.how else []
         return "\n".join(lines)
 
 
@@ -127,10 +132,10 @@ class Checkpoint:
                 names = " or ".join(_LOCAL_WEIGHTS)
                 raise CheckpointError(f"{self.origin}: expected {names} beside config.json, found neither")
             return tuple(UsedFile(p) for p in sorted(self.origin.iterdir()) if _OPENAI_FILE.fullmatch(p.name))
-        paths = {file: store.fetch(file, cache_dir=cache_dir, progress=progress) for file in self.origin.weights}
+        found = {file: store.fetch(file, cache_dir=cache_dir, progress=progress) for file in self.origin.weights}
         return tuple(
-            UsedFile(path, None if file.is_embedded else file.source, file.revision, file.digest)
-            for file, path in paths.items()
+            UsedFile(path, None if file.is_embedded else file.source, file.revision, file.digest, how)
+            for file, (path, how) in found.items()
         )
 
 
@@ -142,7 +147,7 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
         A name wins over a path; ./name is a path.
     pretrained: False gives that architecture with new parameters, drawn from torch's global generator.
     device, dtype: of the parameters; default CPU, float32.
-    progress: show a bar while downloading. cache_dir: another Hugging Face cache.
+    progress: show a bar while downloading. cache_dir: where files are kept, instead of torch.hub's directory.
     num_labels: width of a classifier; default what the checkpoint's config says, else 2.
     head_seed: the head starts anew, from this seed, even if the checkpoint has one. A head that the checkpoint lacks
         starts anew from seed 0, with a warning.
@@ -189,7 +194,7 @@ def load_tokenizer(
         tokenizer = _local_tokenizer(local)
     else:
         record = lookup(str(weights))
-        paths = [store.fetch(file, cache_dir=cache_dir, progress=progress) for file in record.vocabulary]
+        paths = [store.fetch(file, cache_dir=cache_dir, progress=progress).path for file in record.vocabulary]
         options = {key: value for key, value in record.tokenizer.items() if key not in ("file", "merges")}
         tokenizer = read_tokenizer(*paths, **options)
     if not isinstance(tokenizer, cls):
@@ -316,7 +321,7 @@ def _local_checkpoint(path: Path) -> Checkpoint:
     config = directory / "config.json"
     if path.is_dir() and (path / _OPENAI_SHAPES).is_file() and not config.is_file():
         return Checkpoint(str(path), {}, f"{path} (no config.json: GPT as published)", path)
-    published = _read_json(config)
+    published = read_json(config)
     if path.is_dir():
         path = next((path / name for name in _LOCAL_WEIGHTS if (path / name).is_file()), path)
     return Checkpoint(str(path), published, str(config), path)
@@ -331,21 +336,30 @@ _VOCABULARIES = (
 )
 
 
+def tokenizer_options(directory: Path) -> dict[str, Any]:
+    """What a directory's tokenizer_config.json, if there is one, says about the use of the vocabulary beside it."""
+    settings = directory / "tokenizer_config.json"
+    if not settings.is_file():
+        return {}
+    spelled = {
+        "do_lower_case": "lower_case",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "split_chinese",
+        "add_prefix_space": "add_prefix_space",
+    }
+    content = read_json(settings)
+    found = {theirs: content[theirs] for theirs in spelled if theirs in content}
+    for key, value in found.items():
+        if not isinstance(value, bool) and (key, value) != ("strip_accents", None):  # null: as lower_case says
+            raise ConfigError(f"{settings}: {key} = {value!r}: expected true or false")
+    return {spelled[theirs]: value for theirs, value in found.items()}
+
+
 def _local_tokenizer(path: Path) -> Tokenizer:
     if not path.is_dir():
         names = next((names for names in _VOCABULARIES if names[0] == path.name), (path.name,))
         return read_tokenizer(path, *(path.with_name(name) for name in names[1:]))
-    options = {}
-    settings = path / "tokenizer_config.json"
-    if settings.is_file():
-        spelled = {
-            "do_lower_case": "lower_case",
-            "strip_accents": "strip_accents",
-            "tokenize_chinese_chars": "split_chinese",
-            "add_prefix_space": "add_prefix_space",
-        }
-        content = _read_json(settings)
-        options = {ours: content[theirs] for theirs, ours in spelled.items() if theirs in content}
+    options = tokenizer_options(path)
     for files in _VOCABULARIES:
         if (path / files[0]).is_file():
             return read_tokenizer(*(path / name for name in files), **options)
@@ -353,7 +367,8 @@ def _local_tokenizer(path: Path) -> Tokenizer:
     raise CheckpointError(f"{path}: expected one of {expected}; found none")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError if there is no such file, ConfigError if it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -245,6 +245,14 @@ PINS = [
     ("files.0.filename", "../../etc/model.bin"),
     ("files.0.filename", "a/../../model.bin"),
     ("files.0.filename", "/etc/model.bin"),
+    ("files.0.filename", "//etc/model.bin"),
+    ("files.0.filename", "a\\model.bin"),
+    ("files.0.filename", "..\\..\\model.bin"),
+    ("files.0.filename", "C:\\model.bin"),
+    ("files.0.filename", ".."),
+    ("files.0.filename", "."),
+    ("files.0.filename", ""),
+    ("files.0.filename", "model.bin/.."),
     ("files.0.sha256", "53aa51172d142c89"),
     ("files.0.sha256", "G" * 64),
     ("files.0.sha256", "A" * 64),
@@ -346,8 +354,13 @@ def test_a_git_blob_sha1_that_is_none_is_refused(value, tmp_path):
     assert not VALIDATOR.is_valid(by_git(git_sha1=value))
 
 
-def test_a_sha256_without_a_size_is_refused(tmp_path):
-    assert "a SHA-256 of 64 hex digits" in refusal(changed("files.0.size", None), tmp_path)
+@pytest.mark.parametrize("git_sha1", [None, "0" * 40])
+def test_a_sha256_without_a_size_is_refused(git_sha1, tmp_path):
+    content = changed("files.0.size", None)
+    if git_sha1:
+        content["weights"][REMOTE]["files"][0]["git_sha1"] = git_sha1
+    assert "a SHA-256 of 64 hex digits" in refusal(content, tmp_path)
+    assert not VALIDATOR.is_valid(content)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +378,20 @@ def test_an_https_address_is_a_source(source, tmp_path):
 
 @pytest.mark.parametrize(
     "source",
-    ["http://example.org/x", "ftp://example.org/x", "file:///etc", "file://localhost/etc", "ftp://127.0.0.1/x"],
+    [
+        "http://example.org/x",
+        "http://127.0.0.1.example.org/x",
+        "http://127.0.0.1@example.org/x",
+        "http://example.org#@127.0.0.1/x",
+        "ftp://example.org/x",
+        "ftp://127.0.0.1/x",
+        "file:///etc",
+        "file://localhost/etc",
+        "https:///x",
+        "https://[example/x",
+        "https://example.org/x?y=z",
+        "https://user:secret@example.org/x",
+    ],
 )
 def test_an_address_that_is_not_https_is_refused(source, tmp_path):
     text = refusal(changed("files.0.source", source), tmp_path)
@@ -373,10 +399,185 @@ def test_an_address_that_is_not_https_is_refused(source, tmp_path):
     assert not VALIDATOR.is_valid(changed("files.0.source", source))
 
 
-@pytest.mark.parametrize("source", ["https://example.org/../../../x", "https://../x", "https://example.org/a/../b"])
-def test_an_address_that_leads_out_of_the_cache_is_refused(source, tmp_path):
-    """Its parts become directories of the cache."""
-    assert REMOTE in refusal(changed("files.0.source", source), tmp_path)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://example.org/../../../x",
+        "https://../x",
+        "https://example.org/a/../b",
+        "https://example.org/a/..",
+        "https://example.org/./a",
+        "https://example.org:../x",
+        "https://example.org:..:..:..:../x",
+        "https://example.org\\..\\x",
+        "https://example.org/a\\..\\..\\b",
+        "https://example.org/a\0b",
+        "https://example.org/a/.\n./.\t./b",
+        "https://.state/x",
+    ],
+)
+@pytest.mark.parametrize("field", ["source", "mirrors"])
+def test_an_address_that_leads_out_of_the_cache_is_refused(field, source, tmp_path):
+    """Its parts, the port too, become directories of the cache."""
+    content = changed(f"files.0.{field}", source if field == "source" else [source])
+    assert f"the entry {REMOTE}: {source}: expected an https address" in refusal(content, tmp_path)
+    assert not VALIDATOR.is_valid(content)
+
+
+def file_of(content: dict, tmp_path: Path):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    catalog.manifest.cache_clear()
+    return catalog.manifest(path)[REMOTE].files[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://example.org:8443/gpt",
+        "http://127.0.0.1:99/a",
+        "http://127.0.0.1/a",
+        "http://localhost/a",
+        "http://[::1]/a",
+    ],
+)
+def test_this_machine_and_a_port_are_for_a_manifest_of_ones_own(source, tmp_path):
+    """A published one has neither."""
+    file = file_of(changed("files.0.source", source), tmp_path)
+    assert file.is_url
+    assert store.url_of(file) == f"{source}/{file.revision}/{file.filename}"
+    place = store.Place(file, tmp_path / "store").path
+    assert place.resolve().is_relative_to(tmp_path / "store")
+    assert not VALIDATOR.is_valid(changed("files.0.source", source))
+
+
+# --- Members of archives, and mirrors
+
+
+ARCHIVE = "https://storage.example.org/bert_models/2018_10_18/uncased_L-12.zip"
+
+
+def member(**changes: object) -> dict:
+    """A manifest in which the first file is a member of an archive. A change to ... takes the field away."""
+    content = changed("files.0.source", ARCHIVE)
+    file = content["weights"][REMOTE]["files"][0]
+    file.update({"revision": None, "filename": "uncased_L-12/pytorch_model.bin", **changes})
+    for field in [field for field, value in file.items() if value is ...]:
+        del file[field]
+    return content
+
+
+@pytest.mark.parametrize("size", [440_449_768, None])
+def test_a_member_of_an_archive_is_pinned_by_its_digest_alone(size, tmp_path):
+    VALIDATOR.validate(member(size=size))
+    file = file_of(member(size=size), tmp_path)
+    assert (file.is_member, file.is_url, file.revision, file.size) == (True, True, None, size)
+    assert store.url_of(file) == ARCHIVE
+    assert str(store.relative_path(file)) == f"{ARCHIVE.removeprefix('https://')}/uncased_L-12/pytorch_model.bin"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"revision": "0" * 40},
+        {"revision": "main"},
+        {"sha256": ...},
+        {"sha256": None},
+        {"sha256": "0" * 63},
+        {"sha256": ..., "git_sha1": "0" * 40},
+        {"sha256": ..., "git_sha1": "0" * 40, "size": None},
+        {"filename": "../pytorch_model.bin"},
+        {"filename": "/pytorch_model.bin"},
+        {"filename": "uncased\\pytorch_model.bin"},
+        {"filename": "a/../../pytorch_model.bin"},
+        {"source": ARCHIVE.replace("https", "http")},
+        {"source": f"{ARCHIVE}?alt=media"},
+        {"source": f"{ARCHIVE}#pytorch_model.bin"},
+        {"source": "owner/name.zip"},
+        {"source": "archives/../name.zip"},
+        {"source": "."},
+    ],
+    ids=str,
+)
+def test_a_member_that_is_not_pinned_is_refused(changes, tmp_path):
+    """Git has no name for a part of a file; a repository that is called like an archive is none."""
+    if changes == {"source": "."}:  # it is a file of this repository, then, and lacks nothing
+        changes = {**changes, "size": None}
+    assert f"the entry {REMOTE}" in refusal(member(**changes), tmp_path)
+    assert not VALIDATOR.is_valid(member(**changes))
+
+
+def test_a_file_has_mirrors_or_none(tmp_path):
+    mirrors = ["https://example.org/a/model.safetensors", "https://mirror.example.org/%7Ewe/model+1.bin"]
+    VALIDATOR.validate(changed("files.0.mirrors", mirrors))
+    assert file_of(changed("files.0.mirrors", mirrors), tmp_path).mirrors == tuple(mirrors)
+    assert file_of(changed("notes", "no mirrors"), tmp_path).mirrors == ()
+    assert file_of(member(mirrors=mirrors), tmp_path).mirrors == tuple(mirrors)
+    VALIDATOR.validate(member(mirrors=mirrors))
+
+
+@pytest.mark.parametrize(
+    "mirrors",
+    [
+        ["http://example.org/model.bin"],
+        ["https://example.org/model.bin", "http://example.org/model.bin"],
+        ["http://127.0.0.1.example.org/model.bin"],
+        ["ftp://127.0.0.1/model.bin"],
+        ["file:///etc/passwd"],
+        ["https://example.org/model.bin?key=1"],
+        ["https://example.org/../model.bin"],
+        ["google-bert/bert-base-uncased"],
+        ["/srv/mirror/model.bin"],
+        ["//example.org/model.bin"],
+        [""],
+        [7],
+        [None],
+        [["https://example.org/model.bin"]],
+        7,
+        None,
+        "https://example.org/model.bin",
+    ],
+    ids=str,
+)
+def test_a_mirror_that_is_not_an_https_address_is_refused(mirrors, tmp_path):
+    assert f"the entry {REMOTE}" in refusal(changed("files.0.mirrors", mirrors), tmp_path)
+    assert not VALIDATOR.is_valid(changed("files.0.mirrors", mirrors))
+
+
+def test_the_schema_refuses_mirrors_of_this_repository():
+    embedded = next(entry for entry in CONTENT["weights"].values() if entry["files"][0]["source"] == ".")
+    content = {"schema": 1, "weights": {"x": copy.deepcopy(embedded)}}
+    VALIDATOR.validate(content)
+    content["weights"]["x"]["files"][0]["mirrors"] = ["https://example.org/a"]
+    assert not VALIDATOR.is_valid(content)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "bert-base-uncased",
+        "google-bert/bert/base",
+        "google-bert/",
+        "/bert-base-uncased",
+        "../bert-base-uncased",
+        "google-bert/..",
+        ".google-bert/bert",
+        "google-bert\\bert",
+        "google-bert/bert\\..\\..",
+        "google bert/bert",
+        "/etc/passwd",
+        "C:\\weights",
+        "..",
+        "./",
+        "datasets/google-bert/bert",
+        "https:/example.org/a",
+        "git@github.com:a/b",
+    ],
+)
+def test_a_source_that_is_neither_a_repository_nor_an_address_is_refused(source, tmp_path):
+    text = refusal(changed("files.0.source", source), tmp_path)
+    assert f"the entry {REMOTE}: {source}: expected " in text
     assert not VALIDATOR.is_valid(changed("files.0.source", source))
 
 

@@ -1,4 +1,7 @@
-"""The command line: what it prints, for people and for machines, and how it fails."""
+"""The command line: what it prints, for people and for machines, and how it fails.
+
+Here are the commands that ask something of a model, and what all have in common; test_weights_commands.py has the rest.
+"""
 
 import io
 import json
@@ -9,8 +12,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from hubmodels import __version__, bertModel, bertTokenizer, gpt, gptTokenizer, hub, tasks
-from hubmodels.catalog import lookup, manifest
+from hubmodels import __version__, bertModel, bertTokenizer, gpt, gptTokenizer, tasks
 from hubmodels.cli import main
 from hubmodels.tasks import embed
 
@@ -41,38 +43,6 @@ def answer(run):
 
 def standard_input(monkeypatch, content: bytes, encoding: str = "utf-8") -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding=encoding))
-
-
-# list and show
-
-
-def test_list_names_all_weights(answer):
-    lines = answer("list").splitlines()
-    assert lines[0].split() == ["NAME", "FAMILY", "PARAMETERS", "MB", "LICENCE"]
-    assert [line.split()[0] for line in lines[1:]] == list(manifest())
-
-
-def test_list_as_json_is_the_catalog(answer):
-    assert json.loads(answer("list", "--json")) == hub.catalog()
-
-
-def test_show_tells_what_is_known(answer):
-    record = lookup("bert-base-uncased")
-    text = answer("show", record.name)
-    for fact in (record.name, record.licence, record.homepage, record.weights[0].sha256, record.revision):
-        assert fact in text
-    assert all(key in text for key in record.config)
-
-
-def test_show_as_json_is_complete(answer):
-    record = lookup("bert-base-uncased")
-    shown = json.loads(answer("show", "bert-base-uncased", "--json"))
-    assert shown == {**vars(record), "files": [vars(file) for file in record.files]}
-
-
-@pytest.mark.parametrize("name", list(manifest()))
-def test_show_works_for_every_name(answer, name):
-    assert name in answer("show", name)
 
 
 # fill-mask
@@ -118,26 +88,6 @@ def test_embed_as_json_is_complete(answer, pooling):
     vectors = embed(bertModel("bert-nano"), bertTokenizer("bert-nano"), texts, pooling=pooling)
     for row, vector in zip(rows, vectors.tolist(), strict=True):
         assert row["vector"] == pytest.approx(vector, abs=1e-5)
-
-
-# list and show of GPT
-
-
-def test_list_tells_the_sizes_of_what_was_published_without_them(answer):
-    """OpenAI's shards have no published sizes: four bytes a parameter."""
-    [line] = [line for line in answer("list").splitlines() if line.startswith("openai-gpt ")]
-    assert line.split()[1:4] == ["gpt", "116,534,784", "466.1"]
-
-
-def test_show_tells_git_digests_and_no_size_that_nobody_knows(answer):
-    record = lookup("openai-gpt")
-    text = answer("show", record.name)
-    assert all(file.filename in text for file in record.files)
-    digests = [file.git_sha1 for file in record.files if file.git_sha1]
-    assert len(digests) >= 10
-    assert all(digest in text for digest in digests)
-    shown = json.loads(answer("show", record.name, "--json"))
-    assert shown["files"] == [vars(file) for file in record.files]
 
 
 # generate
@@ -427,6 +377,28 @@ def test_wrong_usage_exits_with_2(capsys, arguments):
         main(arguments)
     assert stopped.value.code == 2
     assert "usage: hubmodels" in capsys.readouterr().err
+
+
+ABOUT_WEIGHTS = ["list", "show", "fetch", "bundle", "unbundle", "verify", "where", "clean", "pin"]
+COMMANDS = [*ABOUT_WEIGHTS, "fill-mask", "embed", "generate", "score", "perplexity"]
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("    ") and not line.startswith("     ")] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_an_answer_for_machines(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: hubmodels {command} ")
+    assert "--json" in out
 
 
 def test_version(capsys):

@@ -20,7 +20,8 @@ from hubmodels.tasks import generate
 
 catalog = import_module("hubmodels.catalog")  # hubmodels.catalog, the attribute, is the entry point
 NAME = "all-MiniLM-L6-v2"
-USERS = {key: os.environ.get(key) for key in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")}  # before own_caches hides them
+# Before own_caches hides them.
+USERS = {key: os.environ.get(key) for key in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "HUBMODELS_MIRROR")}
 DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TEXTS = ["This is an example sentence", "Each sentence is converted"]
 IDS = [[101, 2023, 2003, 2019, 2742, 6251, 102], [101, 2169, 6251, 2003, 4991, 102, 0]]
@@ -212,21 +213,21 @@ def test_by_name_from_the_users_cache(minilm, model):
 # tests/models/gpt2/test_modeling_gpt2.py
 
 
+def look_into(monkeypatch, hub_cache: str, others: str) -> None:
+    """Only these caches of the user's are left, and no network. The store is the test's own: it links what it finds."""
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub").constants, "HF_HUB_CACHE", hub_cache)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("HUBMODELS_MIRROR", others)
+
+
 @pytest.fixture
 def users_caches(own_caches, monkeypatch):
-    """The caches that the user really has, looked into and never written to: downloads fail."""
-    constants = pytest.importorskip("huggingface_hub").constants
-    for key, value in USERS.items():
-        monkeypatch.delenv(key, raising=False) if value is None else monkeypatch.setenv(key, value)
-    home = USERS["HF_HOME"] or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", os.path.expanduser(USERS["HF_HUB_CACHE"] or f"{home}/hub"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-
-    def absent(*_, **__):
-        raise ConnectionError("not downloaded by a test")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", absent)
+    """The caches that the user really has, looked into and never written to."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    hub_cache = USERS["HF_HUB_CACHE"] or os.path.join(USERS["HF_HOME"] or f"{caches}/huggingface", "hub")
+    store = os.path.join(USERS["TORCH_HOME"] or f"{caches}/torch", "hub", "hubmodels")
+    look_into(monkeypatch, os.path.expanduser(hub_cache), f"{store} {USERS['HUBMODELS_MIRROR'] or ''}")
 
 
 def load_if_at_hand(entry, name: str):
@@ -234,9 +235,14 @@ def load_if_at_hand(entry, name: str):
     try:
         return entry(name, progress=False)
     except StoreError as error:
-        if "could not be downloaded" not in str(error):
-            raise
-        pytest.skip(f"{name} is not in the user's cache")
+        digests = [(file.revision, file.sha256, file.git_sha1) for file in catalog.lookup(name).files]
+        wrong = [line for line in str(error).splitlines() if line.endswith("; it was left alone")]
+        pinned = [pin for pins in digests for pin in pins if pin]
+        if "HF_HUB_OFFLINE is set" not in str(error) or any(
+            pin in line.split(": ")[0] for line in wrong for pin in pinned
+        ):
+            raise  # a file of another revision may well be another
+        pytest.skip(f"{name} is not in the user's caches")
 
 
 def test_openai_gpt_goes_on_as_published(users_caches):
@@ -266,20 +272,39 @@ def test_gpt2s_check_replays(users_caches):
     replay(load_if_at_hand(hubmodels.gpt2Model, "gpt2"), catalog.lookup("gpt2").check)
 
 
+def everything_below(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize("where", ["hub cache", "store"])
 @pytest.mark.parametrize("entry", [hubmodels.gpt, hubmodels.gpt2])
-def test_what_is_not_at_hand_is_skipped_and_what_is_wrong_is_not(entry, users_caches, tmp_path, monkeypatch):
-    """The skip must not hide a damaged file."""
-    name = "openai-gpt" if entry is hubmodels.gpt else "gpt2"
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
-    with pytest.raises(pytest.skip.Exception, match=f"{name} is not in the user's cache"):
+def test_what_is_not_at_hand_is_skipped_and_what_is_wrong_is_not(entry, where, monkeypatch, tmp_path):
+    """The skip must not hide a damaged file. Nothing is written where the user's files are."""
+    name, theirs = "openai-gpt" if entry is hubmodels.gpt else "gpt2", tmp_path / "theirs"
+    look_into(monkeypatch, str(theirs / "hf"), str(theirs / "store"))
+    (theirs / "store").mkdir(parents=True)
+    with pytest.raises(pytest.skip.Exception, match=f"{name} is not in the user's caches"):
         load_if_at_hand(entry, name)
     file = catalog.lookup(name).weights[0]
-    if file.is_url:
-        path = tmp_path / "torch" / "hub" / "hubmodels" / file.source.removeprefix("https://") / file.revision
+    if where == "store":
+        path = theirs / "store" / store.relative_path(file)
+    elif file.is_url:
+        path = theirs / "hf" / "models--else--where" / "blobs" / file.git_sha1
     else:
-        path = tmp_path / "hf" / f"models--{file.source.replace('/', '--')}" / "snapshots" / file.revision
-    (path / file.filename).parent.mkdir(parents=True, exist_ok=True)
-    (path / file.filename).write_bytes(b"not it")
-    with pytest.raises(StoreError, match=r"It is not the file that was pinned"):
+        path = theirs / "hf" / f"models--{file.source.replace('/', '--')}" / "snapshots" / file.revision / file.filename
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not it")
+    there = everything_below(theirs)
+    with pytest.raises(StoreError, match=r"; it was left alone\n"):
         load_if_at_hand(entry, name)
+    assert everything_below(theirs) == there
+
+
+def test_another_revision_of_the_users_is_no_damage(monkeypatch, tmp_path):
+    look_into(monkeypatch, str(tmp_path / "hf"), "")
+    file = catalog.lookup("gpt2").weights[0]
+    path = tmp_path / "hf" / f"models--{file.source.replace('/', '--')}" / "snapshots" / ("0" * 40) / file.filename
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"another release")
+    with pytest.raises(pytest.skip.Exception, match="gpt2 is not in the user's caches"):
+        load_if_at_hand(hubmodels.gpt2, "gpt2")

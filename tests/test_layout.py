@@ -71,12 +71,18 @@ ROOMS: dict[str, set[str]] = {
         "errors",
     },
     "hub": {"loading", "families", "catalog", "cache", "checkpoint.config", "tokenizers", "errors"},
-    "": {"hub", "loading", "prepack"},  # hubmodels/__init__.py
-    "cli": {"", "hub", "tasks", "generation", "loading", "catalog", "errors"},
+    "verification": {"hub", "store", "catalog", "errors"},
+    "kit": {"store", "catalog", "errors"},
+    "pinning": {"hub", "loading", "store", "catalog", "errors"},
+    "": {"hub", "loading", "prepack", "verification"},  # hubmodels/__init__.py
+    "cli": {"", "verification", "kit", "pinning", "hub", "tasks", "generation", "store", "catalog", "errors"},
     "__main__": {"cli"},
 }
 AT_START = {"torch", "typing_extensions"}  # third-party packages that may be imported before they are needed
-MOST_CODE_LINES = 3600  # without training
+# Two afternoons: what one reads to understand the models, from a name to a number; and how the bytes got here. Training
+# is neither.
+STORE_SIDE = {"store", "kit", "verification", "pinning", "cli"}
+MOST_CODE_LINES = {"the models": 3600, "the store and the commands": 1800}
 LONGEST_FUNCTION = 60
 
 
@@ -231,10 +237,12 @@ def test_code_lines_are_counted_without_comments_and_docstrings(tmp_path):
     assert code_lines(path) == 3 + 3
 
 
-def test_the_package_can_be_read_in_an_afternoon():
-    parts = {name: path for name, path in modules().items() if room_of(name) != "training"}
-    counts = {module or PACKAGE: code_lines(path) for module, path in parts.items()}
-    assert sum(counts.values()) <= MOST_CODE_LINES, counts
+def test_each_side_of_the_package_can_be_read_in_an_afternoon():
+    counts = dict.fromkeys(MOST_CODE_LINES, 0)
+    for module, path in modules().items():
+        if room_of(module) != "training":
+            counts["the store and the commands" if room_of(module) in STORE_SIDE else "the models"] += code_lines(path)
+    assert {side: count for side, count in counts.items() if count > MOST_CODE_LINES[side]} == {}
 
 
 def test_no_function_is_long():

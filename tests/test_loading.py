@@ -624,7 +624,7 @@ def test_a_model_by_name(published):
 def test_a_tokenizer_by_name(published, tmp_path):
     tokenizer = hubmodels.bertTokenizer("some-bert", progress=False, cache_dir=tmp_path / "mine")
     assert tokenizer("A b!")["input_ids"].tolist() == [[2, 5, 6, 36, 3]]
-    assert (tmp_path / "mine" / f"models--{REPO.replace('/', '--')}").is_dir()
+    assert (tmp_path / "mine" / "huggingface.co" / REPO).is_dir()
     assert {where for _, where in published.requests} == {f"{REPO}/resolve/{REVISION}/vocab.txt"}
 
 
