@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 import transformers
+from held import HeldTensor
 from reference import CHOICES, INNER, LAYERS, POSITIONS, B, D, H, S, V, generator, mask_of
 from torch import Tensor
 
-from hubmodels.checkpoint.readers import HeldTensor
 from hubmodels.families import gpt, gpt2
 
 GPT_NAMES = ("OpenAIGPTModel", "OpenAIGPTLMHeadModel", "OpenAIGPTDoubleHeadsModel")

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 import transformers
+from held import HeldTensor
 from torch import Tensor
 
-from hubmodels.checkpoint.readers import HeldTensor
 from hubmodels.families import bert
 from hubmodels.families.bert import FAMILY
 

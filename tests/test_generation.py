@@ -7,12 +7,12 @@ import re
 import pytest
 import torch
 import transformers
+from held import HeldTensor
 from reference import distance, generator
 from torch.nn.functional import cross_entropy
 from transformers.generation import logits_process
 
 from hubmodels import generation
-from hubmodels.checkpoint.readers import HeldTensor
 from hubmodels.errors import InputError
 from hubmodels.families import gpt, gpt2
 from hubmodels.generation import Generated, GenerationOptions

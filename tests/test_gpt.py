@@ -35,11 +35,11 @@ from gpt_reference import (
     randomise,
     rows_of,
 )
+from held import HeldTensor
 from reference import CHOICES, INNER, LAYERS, PATTERNS, POSITIONS, B, D, H, S, V, distance, generator, mask_of
 
 import hubmodels
 from hubmodels import kernels
-from hubmodels.checkpoint.readers import HeldTensor
 from hubmodels.errors import CheckpointError, ConfigError, InputError
 from hubmodels.families.gpt import Gpt, GptConfig, GptDoubleHeads, GptModel
 from hubmodels.families.gpt2 import Gpt2, Gpt2Config, Gpt2Model

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from held import HeldTensor
 from reference import NAMES
 from torch import Tensor, nn
 
 from hubmodels.checkpoint.dialects import translate
 from hubmodels.checkpoint.keymap import ALIAS, DROP, FUSE, TRANSPOSE, KeyMap
-from hubmodels.checkpoint.readers import HeldTensor, read_safetensors
+from hubmodels.checkpoint.readers import read_safetensors
 from hubmodels.errors import CheckpointError
 from hubmodels.families import bert
 

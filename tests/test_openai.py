@@ -18,7 +18,7 @@ from test_store import REVISION, FakeHub
 
 import hubmodels
 from hubmodels import loading, store
-from hubmodels.checkpoint import readers
+from hubmodels.checkpoint import tensors
 from hubmodels.checkpoint.dialects import translate
 from hubmodels.checkpoint.readers import read_checkpoint
 from hubmodels.errors import CheckpointError, HubModelsError, StoreError
@@ -249,8 +249,8 @@ def test_the_published_shapes_are_all_of_gpt(tmp_path):
 def test_each_number_is_read_once_and_one_tensor_at_a_time(theirs, tiny, monkeypatch):
     """Nothing of the whole list's size is ever made."""
     asked: list[int] = []
-    read = readers._read_bytes
-    monkeypatch.setattr(readers, "_read_bytes", lambda p, b, buffer: (asked.append(len(buffer)), read(p, b, buffer))[1])
+    read = tensors.read_bytes
+    monkeypatch.setattr(tensors, "read_bytes", lambda p, b, buffer: (asked.append(len(buffer)), read(p, b, buffer))[1])
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("a whole shard was read"))
     read_checkpoint(tiny)
     assert asked == []

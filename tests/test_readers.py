@@ -2,14 +2,18 @@
 
 import json
 import os
+import pickle
 import random
 import struct
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fuzz import DEEP, LEAVES, call, row, text
+from fuzz import number as integer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -45,6 +49,31 @@ def by_hand(path: Path, header: object, data: bytes, pad: int = 0) -> Path:
     """A safetensors file around any header; `pad` spaces after it move the data."""
     text = (header if isinstance(header, bytes) else json.dumps(header).encode()) + b" " * pad
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def pickled(count: int, shape: tuple, stride: tuple = (1,), kind=b"Float", first: int = 0, legacy=False) -> bytes:
+    """The pickle of a tensor in storage 0, which is said to have `count` numbers."""
+    items = [text(b"storage"), b"ctorch\n%bStorage\n" % kind, text(b"0"), text(b"cpu"), integer(count)]
+    place = row(*items, *[b"N"] * legacy) + b"Q", integer(first), row(*map(integer, shape)), row(*map(integer, stride))
+    return call(b"torch._utils._rebuild_tensor_v2", *place, b"\x89", b"}")
+
+
+def legacy(content: bytes) -> bytes:
+    """A file of the format before torch 1.6, up to its storage 0."""
+    start = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    return b"".join(start) + content + pickle.dumps(["0"], 2)
+
+
+def saved(path: Path, zipped: bool, pairs: bytes, numbers: bytes = bytes(64), how: int = zipfile.ZIP_STORED) -> Path:
+    """A .bin of a dict with these keys and values; storage 0 is float32."""
+    content = b"\x80\x02}(" + pairs + b"u."
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/data/0", numbers, how)
+    else:
+        path.write_bytes(legacy(content) + struct.pack("<q", len(numbers) // 4) + numbers)
     return path
 
 
@@ -100,6 +129,16 @@ def test_bin_with_shared_strided_and_parameter_tensors(zipped, tmp_path):
     assert found["turned"].shape == (3, 4)
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_bin_of_a_module_with_the_dtypes_that_have_no_storages_of_their_own(zipped, tmp_path):
+    """A module's state_dict carries _metadata; uint16 and its like are saved in another way."""
+    module = nn.BatchNorm1d(3)
+    for dtype in (torch.uint16, torch.uint32, torch.complex64):
+        module.register_buffer(str(dtype)[6:], torch.arange(4).to(dtype).view(2, 2).t())
+    torch.save(module.state_dict(), tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
+    assert_holds(tmp_path / "x.bin", module.state_dict())
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "zip.bin", "legacy.bin"])
 def test_writing_into_a_loaded_tensor_leaves_the_file_alone(name, tmp_path):
     path = tmp_path / name
@@ -120,17 +159,26 @@ def _resident() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads /proc")
-def test_safetensors_stays_in_its_file_until_it_is_used(tmp_path):
+@pytest.mark.parametrize("kind", ["safetensors", "legacy"])
+def test_a_file_is_not_read_until_it_is_used(kind, tmp_path):
     """A file with a hole of 400 MB: what is not touched is not read."""
     size = 400 * 2**20
-    header = {"big": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
-    pad = -len(json.dumps(header)) % 8  # as the reference writes it; without it a tensor has to be copied to be aligned
-    path = by_hand(tmp_path / "model.safetensors", header, b"", pad)
+    if kind == "safetensors":
+        header = {"big": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+        pad = -len(json.dumps(header)) % 8  # as the reference writes it; else a tensor has to be copied to be aligned
+        path = by_hand(tmp_path / "model.safetensors", header, b"", pad)
+    else:
+        path = tmp_path / "pytorch_model.bin"
+        names = [text(b"n" * length + b"big") for length in range(4)]  # one of them aligns the numbers
+        big = pickled(size // 4, (size // 4,), legacy=True)
+        data = next(d for name in names if len(d := legacy(b"\x80\x02}(" + name + big + b"u.")) % 4 == 0)
+        path.write_bytes(data + struct.pack("<q", size // 4))
     os.truncate(path, path.stat().st_size + size)
     before = _resident()
-    tensor = read_checkpoint(path)["big"].read()
-    assert tensor.shape == (size // 4,)
-    assert tensor[-1] == tensor[0] == 0
+    (lazy,) = read_checkpoint(path).values()
+    big = lazy.read()
+    assert big.shape == (size // 4,)
+    assert big[-1] == big[0] == 0
     assert _resident() - before < 50 * 2**20
 
 
@@ -227,6 +275,9 @@ BAD_HEADERS = {
     "not text": (b"\xff\xfe\xff\xff", 8, "the safetensors header is not JSON"),
     "nested without end": (b"[" * 200_000, 8, "header"),
     "empty and immense": ({"a": _f32(0, 0, [0, 2**70])}, 0, "a"),
+    "too long to print": ({"a": _f32(0, 0, [2**62] * 300)}, 0, "entry for a is not valid"),
+    "too long to multiply": ({"a": _f32(0, 0, [2**62] * 1_000_000)}, 0, "entry for a is not valid"),
+    "a product of 64 bits": ({"a": _f32(0, 0, [0, 2**62, 2])}, 0, "entry for a is not valid"),
 }
 
 
@@ -295,9 +346,121 @@ def test_a_bin_with_more_than_tensors_names_the_strangers(tmp_path):
     assert "save" in text  # what to do about it
 
 
+A = text(b"a")
+BAD_PICKLES = {  # the pairs of a dict, and the reason
+    "a key that ends the stack": (DEEP + pickled(16, (16,)), "a key is neither a name nor a number"),
+    "a key that takes for ever to hash": (LEAVES + pickled(16, (16,)), "a key is neither a name nor a number"),
+    "the same in an OrderedDict": (A + call(b"collections.OrderedDict", b"](" + row(DEEP, A) + b"e"), "a key is"),
+    "an immense storage": (A + pickled(2**40, (16,)), "said to hold 1099511627776 torch.float32; it has 64 bytes"),
+    "a storage of few numbers": (A + pickled(4, (4,)), "said to hold 4 torch.float32; it has 64 bytes"),
+    "no storage": (A + pickled(16, (16,)).replace(text(b"0"), text(b"1")), "torch.float32; it has 0 bytes"),
+    "a tensor past its storage": (A + pickled(16, (17,)), "a [17] of torch.float32 with stride [1] needs 68 bytes"),
+    "strides past its storage": (A + pickled(16, (2, 3), (8, 4)), "stride [8, 4] needs 68 bytes of storage 0"),
+    "a tensor larger than its file": (A + pickled(16, (10**6, 10**6), (0, 0)), "[1000000, 1000000] of torch.float32"),
+    "an empty tensor past its storage": (A + pickled(16, (0,), first=2**63 - 1), "needs 36893488147419103228 bytes"),
+    "an immense product": (A + pickled(16, (2**62,) * 64, (0,) * 64), "a tensor is not described as"),
+    "a negative stride": (A + pickled(16, (2,), (-1,)), "a tensor is not described as"),
+    "a negative storage": (A + pickled(-16, (16,)), "a storage's size is no natural number"),
+    "memory": (A + call(b"builtins.bytearray", integer(2**40)), "have to run code to load (builtins.bytearray)"),
+    "a storage from nothing": (A + call(b"torch.storage.UntypedStorage", integer(2**40)), "its pickle has REDUCE"),
+    "a tuple that is called": (A + LEAVES + b"NR", "its pickle has REDUCE, which torch.save does not write there"),
+    "a sparse tensor": (A + call(b"torch._utils._rebuild_sparse_tensor"), "(torch._utils._rebuild_sparse_tensor)"),
+    "a quantised tensor": (A + pickled(16, (16,), kind=b"QInt8"), "(torch.QInt8Storage)"),
+    "pairs in a list, as Python 2 saved them": (
+        A + call(b"collections.OrderedDict", b"](" + row(A, A) + b"e"),
+        "not tensors: a",
+    ),
+    "an OrderedDict of what is no list": (A + call(b"collections.OrderedDict", row(row(A, A))), "no attribute 'clear'"),
+    "a parameter of too much": (A + call(b"torch._utils._rebuild_parameter", *[b"N"] * 5), "takes from 3 to 4"),
+    "a text of 4 GB": (A + b"X\xff\xff\xff\xffabc", "or a truncated one: expected 4294967295"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("case", BAD_PICKLES)
+def test_a_bad_pickle(case, zipped, tmp_path):
+    """torch.load with `weights_only` crashes or hangs on some of these, takes the memory, or reads past a record."""
+    pairs, reason = BAD_PICKLES[case]
+    if not zipped:
+        pairs = pairs.replace(b"tQ", b"NtQ")
+    assert reason in refusal(saved(tmp_path / "x.bin", zipped, pairs))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_by_hand_is_read(zipped, tmp_path):
+    """So the cases above fail for what is wrong with them alone. Numbers may repeat, if the file is as large."""
+    numbers = torch.arange(16.0)
+    first, second = (pickled(16, *of, legacy=not zipped) for of in (((2, 3), (5, 2)), ((4, 2), (0, 1))))
+    path = saved(tmp_path / "x.bin", zipped, A + first + text(b"b") + second, numbers.numpy().tobytes())
+    assert_holds(path, {"a": numbers.as_strided((2, 3), (5, 2)), "b": numbers[:2].expand(4, 2)})
+
+
+def test_keys_that_end_the_stack_in_the_list_of_an_old_files_storages(tmp_path):
+    """The list stands after the content, in a pickle of its own."""
+    path = saved(tmp_path / "x.bin", False, A + pickled(16, (16,), legacy=True))
+    path.write_bytes(path.read_bytes().replace(pickle.dumps(["0"], 2), b"\x80\x02]" + DEEP + b"a."))
+    assert "said to hold 16 torch.float32; it has 0 bytes" in refusal(path)
+
+
+def test_a_compressed_storage_is_not_taken_for_numbers(tmp_path):
+    """An archive that somebody unpacked and packed again: torch.load maps the compressed bytes."""
+    path = saved(tmp_path / "x.bin", True, A + pickled(16, (16,)), how=zipfile.ZIP_DEFLATED)
+    assert "archive/data/0 does not stand in it as torch.save writes it" in refusal(path)
+
+
+def test_a_record_that_is_there_twice(tmp_path):
+    path = saved(tmp_path / "x.bin", True, A + pickled(16, (16,)))
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("archive/data/0", bytes(64))
+    assert "archive/data/0 does not stand in it as torch.save writes it" in refusal(path)
+
+
+@pytest.mark.parametrize(("field", "said"), [(42, 0), (42, 10**9), (42, -1), (20, 0), (24, 1), (24, 10**9), (8, 1)])
+def test_a_directory_that_does_not_fit_its_records(field, said, tmp_path):
+    """42: where a record begins. 20 and 24: its size, compressed and not. 8: its flags, of which 1 is encryption."""
+    path = saved(tmp_path / "x.bin", True, A + pickled(16, (16,)))
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\1\2")
+    data[at + field : at + field + 4] = said.to_bytes(4, "little", signed=True)
+    path.write_bytes(data)
+    assert "archive/data/0 does not stand in it as torch.save writes it" in refusal(path)
+
+
+def test_an_archive_whose_pickle_is_damaged(tmp_path):
+    path = saved(tmp_path / "x.bin", True, A + pickled(16, (4, 3), (3, 1)))
+    path.write_bytes(path.read_bytes().replace(integer(4) + integer(3), integer(3) + integer(3)))
+    assert "archive/data.pkl is damaged" in refusal(path)
+
+
+@pytest.mark.parametrize(("record", "content"), [("archive/byteorder", b"big"), ("archive/data/data.pkl", b"")])
+def test_an_archive_of_big_endian_numbers_or_without_a_pickle(record, content, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
+        archive.writestr(record, content)
+    assert "there is no data.pkl in it, or its numbers are big-endian" in refusal(tmp_path / "x.bin")
+
+
 def test_safetensors_bytes_under_the_name_bin(tmp_path):
     path = _saved(tmp_path, "safetensors").rename(tmp_path / "pytorch_model.bin")
     assert "PyTorch checkpoint" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [([10**99] * 64, "describes over 2^63 numbers"), ([1] * 65, "a shape has at most 64 dimensions")],
+    ids=["too long to print", "too many"],
+)
+def test_shapes_that_python_cannot_count(shape, reason, tmp_path):
+    (tmp_path / "params_shapes.json").write_text(json.dumps([shape]))
+    assert reason in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("count", [b"-" * 60_000 + b"1", b"9" * 4300], ids=["an expression", "a long number"])
+def test_a_shards_header_is_not_given_to_pythons_parser(count, tmp_path):
+    """A long expression exhausts its memory, and a number of 4300 digits may not be printed four times as large."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%b,), }" % count
+    (tmp_path / "params_shapes.json").write_text("[]")
+    (tmp_path / "params_0.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    assert "expected a .npy of one row of float32: its header is " in refusal(tmp_path)
 
 
 # --- Files that are wrong in ways nobody thought of

@@ -1,0 +1,105 @@
+"""Tensors in files: what is known of them before they are read, and two ways to read them."""
+
+import ctypes
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+LONGEST_HEADER = 100_000_000  # bytes of description in one file; the limit of safetensors' own reader
+MOST_DIMENSIONS = 64  # as torch has for most of what it does; a product of millions would take for ever
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """A tensor in a part of a file. `read` maps its bytes, and a write goes to a private copy; `read_into` copies."""
+
+    path: Path
+    storage: Any  # torch.UntypedStorage of the whole file
+    begin: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stride: tuple[int, ...] | None = None  # None: contiguous
+
+    def read(self) -> Tensor:
+        part = self.storage[self.begin : self.begin + extent(self.shape, self.stride) * self.dtype.itemsize]
+        if part.data_ptr() % self.dtype.itemsize:  # no format promises alignment
+            part = part.clone()
+        numbers = torch.empty(0, dtype=self.dtype).set_(part)
+        return numbers.view(self.shape) if self.stride is None else numbers.as_strided(self.shape, self.stride)
+
+    def read_into(self, target: Tensor) -> None:
+        """Fill a contiguous tensor from the file itself: mapped pages would stay in memory beside the copy."""
+        if self.stride is None:
+            read_bytes(self.path, self.begin, bytes_of(target))
+        else:
+            target.copy_(self.read())
+
+
+def extent(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> int:
+    """How many numbers of memory a tensor spans."""
+    if stride is None or 0 in shape:
+        return math.prod(shape)
+    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+
+
+def is_shape(shape: Any) -> bool:
+    """Whether these are natural numbers, not too many, of which 63 bits hold the product."""
+    natural = len(shape) <= MOST_DIMENSIONS and all(type(n) is int and 0 <= n < 2**63 for n in shape)
+    return natural and math.prod(n or 1 for n in shape) < 2**63
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    size = tensor.numel() * tensor.element_size()
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
+
+
+def read_bytes(path: Path, begin: int, buffer: memoryview) -> None:
+    """Fill `buffer` from the file's byte `begin` on."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(begin)
+        while buffer:
+            count = file.readinto(buffer)
+            if not count:
+                raise CheckpointError(f"{path}: the file became shorter while it was read")
+            buffer = buffer[count:]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file that holds a part of one long list of numbers: those from `first` to `end`, the first at byte `begin`."""
+
+    path: Path
+    begin: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ShardedTensor:
+    """A tensor whose numbers stand at `first` and after in a list that is cut into files, at any place."""
+
+    shards: tuple[Shard, ...]
+    first: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.read_into(tensor)
+        return tensor
+
+    def read_into(self, target: Tensor) -> None:
+        buffer, size = bytes_of(target), self.dtype.itemsize
+        end = self.first + math.prod(self.shape)
+        for shard in self.shards:
+            first, last = max(self.first, shard.first), min(end, shard.end)
+            if first < last:
+                part = buffer[(first - self.first) * size : (last - self.first) * size]
+                read_bytes(shard.path, shard.begin + (first - shard.first) * size, part)
