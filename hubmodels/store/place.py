@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +29,26 @@ def relative_path(file: File) -> PurePosixPath:
     address = urlsplit(file.source if file.is_url else f"https://huggingface.co/{file.source}")
     host = [address.hostname or "", *([str(address.port)] if address.port else [])]
     return PurePosixPath(*host, *address.path.strip("/").split("/"), file.revision or "", file.filename)
+
+
+@contextmanager
+def lock(state: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """The lock of a state directory. wait: called before waiting for another process; without it False means one."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(state / "lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        if wait is None:
+            yield False
+            return
+        wait()
+        held.acquire()
+    try:
+        yield True
+    finally:
+        held.release()
 
 
 @dataclass(frozen=True)
@@ -112,23 +132,15 @@ class Place:
     @contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[bool]:
         """One process at a time. False where nothing can be written, and so nobody else writes either."""
-        from filelock import FileLock, Timeout
-
-        try:
-            self.state.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.state / "lock")
+        with ExitStack() as stack:
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"another process is fetching {self.file.filename}; waiting for it")
-                lock.acquire()
-        except OSError:
-            yield False
-            return
-        try:
+                self.state.mkdir(parents=True, exist_ok=True)
+                text = f"another process is fetching {self.file.filename}; waiting for it"
+                stack.enter_context(lock(self.state, lambda: say(text)))
+            except OSError:
+                yield False
+                return
             yield True
-        finally:
-            lock.release()
 
     def clear(self) -> None:
         """Everything that came on the way to the file."""

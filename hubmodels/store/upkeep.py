@@ -2,13 +2,13 @@
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..catalog import File
 from ..errors import StoreError
-from .place import STATE, relative_path
+from .place import STATE, lock, relative_path
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _remove(root: Path, chosen: Iterable[Removable]) -> list[Removable]:
     for each in chosen:
         inside = each.path.relative_to(root)
         state = each.path.parent if inside.parts[0] == STATE else root / STATE / inside
-        with _unused(state) as free:
+        with lock(state) as free:
             if not free:
                 used.append(each)
             elif each.path.is_dir() and not each.path.is_symlink():
@@ -64,7 +64,7 @@ def _remove(root: Path, chosen: Iterable[Removable]) -> list[Removable]:
     for state in list(_states(root)):
         path = root / state.relative_to(root / STATE)
         if not path.exists() and {part.name for part in state.iterdir()} <= {"lock", "stamp.json"}:
-            with _unused(state) as free:
+            with lock(state) as free:
                 if free:
                     shutil.rmtree(state)
             _remove_empty(state.parent, root)
@@ -74,25 +74,9 @@ def _remove(root: Path, chosen: Iterable[Removable]) -> list[Removable]:
 
 def _states(root: Path) -> Iterator[Path]:
     """The state directory of each file that the store has, or had, to do with."""
-    for lock in sorted((root / STATE).rglob("lock")):
-        if lock.is_file():
-            yield lock.parent
-
-
-@contextmanager
-def _unused(state: Path) -> Iterator[bool]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(state / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    for path in sorted((root / STATE).rglob("lock")):
+        if path.is_file():
+            yield path.parent
 
 
 def _size(path: Path) -> int:
