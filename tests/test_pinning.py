@@ -330,7 +330,7 @@ def test_a_gpt2_that_reads_texts_otherwise_says_so(endpoint, monkeypatch):
 def test_bars_are_shown_if_they_are_wanted(endpoint, monkeypatch, progress):
     """The library's switch for them is global, and is put back."""
     import huggingface_hub
-    from huggingface_hub.utils import are_progress_bars_disabled
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     def watched(*args: Any, **options: Any) -> str:
         disabled.append(are_progress_bars_disabled())
@@ -341,9 +341,13 @@ def test_bars_are_shown_if_they_are_wanted(endpoint, monkeypatch, progress):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", watched)
     endpoint.publish(tiny_bert())
     before = are_progress_bars_disabled()
-    pin(REPO, "tiny", VERSION, path=endpoint.manifest, progress=progress)
-    assert set(disabled) == {not progress}
-    assert are_progress_bars_disabled() == before
+    enable_progress_bars()
+    try:
+        pin(REPO, "tiny", VERSION, path=endpoint.manifest, progress=progress)
+        assert set(disabled) == {not progress}
+        assert not are_progress_bars_disabled()
+    finally:
+        (disable_progress_bars if before else enable_progress_bars)()
 
 
 def test_a_second_pin_in_the_same_process(endpoint, monkeypatch):

@@ -196,6 +196,20 @@ def test_nothing_of_a_download_stays_but_the_file(hub, kind):
     assert not hub_cache().exists()
 
 
+@pytest.mark.parametrize("kind", ["add", "publish", "own"])
+def test_a_file_may_be_read_by_whoever_may_look_into_the_store(hub, kind):
+    """Whatever the libraries or the user's umask make of new files."""
+    file = hub.publish() if kind == "publish" else hub.add()
+    if kind == "own":
+        lay_out(hub_cache(), file)
+    mask = os.umask(0o077)
+    try:
+        path = fetch(file, own=kind == "own")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o644
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 def test_cache_dir_is_the_store(hub, kind, tmp_path):
     for file in (hub.add(), hub.publish()):
@@ -974,6 +988,23 @@ def test_a_file_of_another_size(hub, kind, served):
     assert left(file) == set()
 
 
+def test_a_body_of_the_hubs_without_an_end_is_cut_off(hub, monkeypatch):
+    """The library itself writes whatever comes."""
+    file = hub.add()
+    written = [0]
+
+    def endless(exchange: Exchange, data: bytes) -> None:
+        exchange.head(200, ETag='"1"', X_Repo_Commit=REVISION, X_Linked_Size=len(DATA), X_Linked_ETag='"1"')
+        while exchange.command == "GET" and written[0] < 64 << 20:
+            exchange.body(bytes(1 << 16))
+            written[0] += 1 << 16
+
+    hub.answer = endless
+    refusal(file)
+    assert written[0] < 64 << 20
+    assert left(file) == set()
+
+
 def test_a_connection_that_always_breaks(hub):
     file = hub.add()
     hub.answer = break_off
@@ -1001,6 +1032,20 @@ def test_a_server_that_refuses(hub, kind, status):
     assert f"HTTP {status} " in refusal(file)
     assert not place_of(file).exists()
     assert len(hub.requests) < 20
+
+
+@pytest.mark.parametrize("kind", ["add", "publish"])
+def test_a_server_that_wants_to_be_left_alone_for_a_day_is(hub, kind):
+    """huggingface_hub by itself would sleep, five times."""
+    from huggingface_hub import get_session
+
+    file = getattr(hub, kind)()
+    hub.answer = fail(429, Retry_After=86400)
+    hooks = list(get_session().event_hooks["response"])
+    assert "HTTP 429" in refusal(file)
+    assert "it asks to be left alone for 86400 s" in refusal(file)
+    assert len(hub.requests) <= 2 * (2 if kind == "add" else 1)
+    assert get_session().event_hooks["response"] == hooks
 
 
 @pytest.mark.parametrize("kind", ["add", "publish"])

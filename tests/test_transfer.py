@@ -798,6 +798,12 @@ def test_a_file_of_another_size_is_refused_before_a_byte_of_it_is_kept(hub, url,
     assert (part.length, len(hub.asked)) == (0, 1)
 
 
+def test_a_file_of_unknown_size_that_is_too_large_is_refused_before_a_byte_of_it_is_kept(hub, url, part, monkeypatch):
+    monkeypatch.setattr(transfer, "LARGEST_UNKNOWN", len(DATA) - 1)
+    assert refused(url, part, None, WrongBytes) == f"expected at most {len(DATA) - 1} bytes, it offers {len(DATA)}"
+    assert (part.length, len(hub.asked)) == (0, 1)
+
+
 def test_a_page_instead_of_the_file_is_refused(hub, url, part):
     hub.answer = page
     assert refused(url, part, kind=WrongBytes) == f"expected {len(DATA)} bytes, it offers 6"

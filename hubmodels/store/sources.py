@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,8 +42,6 @@ class Watch:
 
     def say(self, text: str) -> None:
         if self.shown:
-            import sys
-
             print(f"hubmodels: {text}", file=sys.stderr, flush=True)
 
     def bar(self, name: str) -> Any:

@@ -309,7 +309,7 @@ def _body(response: Any) -> Iterator[bytes]:
 
 
 def _fill(part: Part, chunks: Iterator[bytes], length: int | None, bar: Any) -> None:
-    for chunk in _at_most((length or LARGEST_UNKNOWN) - part.length, chunks):
+    for chunk in _at_most((LARGEST_UNKNOWN if length is None else length) - part.length, chunks):
         part.write(chunk)
         if bar is not None:
             bar.update(len(chunk))
