@@ -32,6 +32,8 @@ def own_caches(monkeypatch, tmp_path):
     """Hub caches of the test's own: what the user has downloaded decides nothing."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("HUBMODELS_MIRROR", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     try:
         from huggingface_hub import constants
     except ModuleNotFoundError:

@@ -5,7 +5,6 @@ that is asked for and never becomes a path, and no more is inflated than the mem
 """
 
 import io
-import os
 import stat
 import struct
 import zipfile
@@ -33,7 +32,7 @@ def download_member(client: Client, url: str, member: str, part: Part, size: int
         with Part(work / "archive", url) as whole:
             client.download(url, whole, None, bar=bar)
             with open(whole.path, "rb") as file:
-                archive = _Archive(whole.length, lambda first, length: os.pread(file.fileno(), length, first))
+                archive = _Archive(whole.length, lambda first, length: (file.seek(first), file.read(length))[1])
                 info, first = _find(archive, member, size)
                 file.seek(first)
                 _inflate(file, info, part)
