@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,8 @@ AnyModel = Transformer | Model
 M = TypeVar("M", bound=AnyModel)
 T = TypeVar("T", bound=Tokenizer)
 _LOCAL_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_TENSORFLOW_FILE = re.compile(r"(.+\.ckpt(-\d+)?)\.(index|data-\d{5}-of-\d{5})")
+_CONFIGS = ("config.json", "bert_config.json")  # the second is Google's, beside TensorFlow's checkpoints
 _OPENAI_SHAPES = "params_shapes.json"  # beside OpenAI's shards, which come without a config.json
 _OPENAI_FILE = re.compile(r"params_(\d+\.npy|shapes\.json)")
 
@@ -126,6 +129,9 @@ class Checkpoint:
     def fetch(self, cache_dir: str | Path | None, progress: bool) -> tuple[UsedFile, ...]:
         """The files that hold the tensors; several are in one directory."""
         if isinstance(self.origin, Path):
+            if self.origin.suffix == ".index":
+                shards = sorted(self.origin.parent.glob(f"{escape(self.origin.stem)}.data-*"))
+                return tuple(UsedFile(path) for path in (self.origin, *shards))
             if not self.origin.is_dir():
                 return (UsedFile(self.origin),)
             if not (self.origin / _OPENAI_SHAPES).is_file():
@@ -143,7 +149,8 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     """A model of class `cls` in eval mode, on its checkpoint's parameters, with `provenance`.
 
     weights: a name of the manifest, or the path of a directory (config.json and model.safetensors or
-        pytorch_model.bin; or OpenAI's params_shapes.json and params_*.npy) or of a weights file beside its config.json.
+        pytorch_model.bin; Google's bert_config.json and bert_model.ckpt.*; OpenAI's params_shapes.json and
+        params_*.npy) or of a weights file beside its config.json.
         A name wins over a path; ./name is a path.
     pretrained: False gives that architecture with new parameters, drawn from torch's global generator.
     device, dtype: of the parameters; default CPU, float32.
@@ -166,7 +173,8 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     device = options.get("device")
     if options.get("pretrained", True):
         used = checkpoint.fetch(options.get("cache_dir"), options.get("progress", True))
-        path = used[0].path if len(used) == 1 and used[0].path.name != _OPENAI_SHAPES else used[0].path.parent
+        alone = len(used) == 1 or used[0].path.suffix == ".index"
+        path = used[0].path if alone and used[0].path.name != _OPENAI_SHAPES else used[0].path.parent
         dialect, report = _fill(model, family, path, options.get("head_seed"), device, dtype)
         model.provenance = Provenance(checkpoint.weights, used, dialect, report)
     else:
@@ -271,7 +279,8 @@ def _takes_num_labels(cls: type) -> bool:
 
 def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, device, dtype) -> tuple[str, Report]:
     """Put the tensors at `path` into the model. Returns their dialect and the account."""
-    tensors, dialect = translate(read_checkpoint(path), str(path))
+    found = read_checkpoint(path)
+    tensors, dialect, dropped = translate(found, str(path))
     parameters = dict(model.named_parameters())
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     declared = set() if head_seed is None else set(model.own_parts) - {"pooler"}
@@ -290,7 +299,11 @@ def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, de
         )
     state = {name: loaded.get(name, parameters[name].data).to(device=device, dtype=dtype) for name in wanted}
     model.load_state_dict(state, strict=True, assign=True)
-    return dialect, report
+    of_the_file = [
+        Entry(None, key, "dropped", found[key].shape, str(found[key].dtype).removeprefix("torch."), because)
+        for key, because in dropped.items()
+    ]
+    return dialect, Report((*report.entries, *of_the_file))
 
 
 def _part(name: str) -> str:
@@ -318,12 +331,22 @@ def _local_checkpoint(path: Path) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
     if _OPENAI_FILE.fullmatch(path.name) and (directory / _OPENAI_SHAPES).is_file():
         path = directory  # a shard stands for all of them
-    config = directory / "config.json"
+    if part := _TENSORFLOW_FILE.fullmatch(path.name):
+        path = directory / f"{part[1]}.index"  # a data file stands for all of them
+    config = next((directory / name for name in _CONFIGS if (directory / name).is_file()), directory / _CONFIGS[0])
     if path.is_dir() and (path / _OPENAI_SHAPES).is_file() and not config.is_file():
         return Checkpoint(str(path), {}, f"{path} (no config.json: GPT as published)", path)
     published = read_json(config)
+    if config.name == _CONFIGS[1]:
+        published = {"model_type": "bert", **published}
     if path.is_dir():
-        path = next((path / name for name in _LOCAL_WEIGHTS if (path / name).is_file()), path)
+        indices = sorted(path.glob("*.ckpt*.index"))
+        found = [path / name for name in _LOCAL_WEIGHTS if (path / name).is_file()] or indices or [path]
+        if found == indices and len(indices) > 1:
+            raise CheckpointError(
+                f"{path}: expected one checkpoint, got {', '.join(p.name for p in indices)}; name one"
+            )
+        path = found[0]
     return Checkpoint(str(path), published, str(config), path)
 
 

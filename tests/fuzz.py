@@ -561,7 +561,6 @@ class Kind:
     seed: Callable[[Tensors], Seed]
     mutate: Callable[[Random, Files], Files]
     oracle: Callable[[Files], dict[str, bytes]] | None = None
-    readable: bool = True  # False: there is no reader yet, and a valid file may be refused
 
 
 KINDS = {
@@ -569,7 +568,7 @@ KINDS = {
     "bin": Kind("pytorch_model.bin", zip_seed, mutate_zip, torch_oracle),
     "legacy": Kind("pytorch_model.bin", legacy_seed, mutate_legacy, torch_oracle),
     "openai": Kind(".", openai_seed, mutate_openai, openai_oracle),
-    "tensorflow": Kind("model.ckpt.index", tensorflow_seed, mutate_tensorflow, readable=False),
+    "tensorflow": Kind("model.ckpt.index", tensorflow_seed, mutate_tensorflow),
 }
 
 
@@ -620,7 +619,7 @@ def check(kind: str, files: Files, reader: Reader) -> str:
         content = contents(found, sum(map(len, files.values())))
     except HubModelsError as error:
         refuse_exhaustion(error)
-        if valid is not None and KINDS[kind].readable:
+        if valid is not None:
             raise Fault("valid file refused", str(error)) from None
         return "refused"
     oracle, want = KINDS[kind].oracle, content

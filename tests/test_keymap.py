@@ -467,7 +467,7 @@ def test_gamma_and_beta_become_weight_and_bias():
         for key, tensor in theirs.items()
     }
     assert old.keys() != theirs.keys()
-    renamed, dialect = translate(old, "f")
+    renamed, dialect, _ = translate(old, "f")
     assert dialect == "huggingface-gamma-beta"
     assert_equal(renamed, theirs)
     assert translate(theirs, "f")[1] == "huggingface"
@@ -475,7 +475,7 @@ def test_gamma_and_beta_become_weight_and_bias():
 
 def test_gamma_of_another_module_is_left_alone():
     tensors = {"head.gamma": 1, "x.LayerNorm.beta": 2}
-    assert translate(tensors, "f") == ({"head.gamma": 1, "x.LayerNorm.bias": 2}, "huggingface-gamma-beta")
+    assert translate(tensors, "f") == ({"head.gamma": 1, "x.LayerNorm.bias": 2}, "huggingface-gamma-beta", {})
 
 
 def test_gamma_beside_weight_is_refused():

@@ -2,19 +2,31 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..errors import CheckpointError
-
-T = TypeVar("T")
+from .tensors import LazyTensor, TurnedTensor
 
 
 class Dialect(NamedTuple):
-    """name; is_spoken: whether a key shows that the file is of this dialect; rename: key -> Hugging Face's key."""
+    """name; is_spoken: whether a key shows that the file is of this dialect; rename: key -> Hugging Face's key.
+
+    turned: matrices that are stored the other way round. dropped: keys that are no part of a model -> what they are.
+    """
 
     name: str
     is_spoken: Callable[[str], bool]
     rename: Callable[[str], str]
+    turned: Callable[[str], bool] = lambda key: False
+    dropped: Callable[[str], str | None] = lambda key: None
+
+
+class Translation(NamedTuple):
+    """tensors: under Hugging Face's names. dropped: what is no part of a model -> why."""
+
+    tensors: dict[str, LazyTensor]
+    dialect: str
+    dropped: dict[str, str]
 
 
 # pytorch-pretrained-bert kept TensorFlow's names for the two parameters of a LayerNorm. Only there: a parameter of
@@ -39,6 +51,33 @@ def _openai(key: str) -> str:
     return f"h.{layer}.{_OPENAI_LAYER[place]}"
 
 
+# TensorFlow's names are paths. What is no path of layers there is the parameters of a head, which run_pretraining.py,
+# run_classifier.py and run_squad.py of google-research/bert made by hand.
+_TENSORFLOW_HEADS = {
+    "cls/predictions/output_bias": "cls.predictions.bias",
+    "cls/seq_relationship/output_weights": "cls.seq_relationship.weight",
+    "cls/seq_relationship/output_bias": "cls.seq_relationship.bias",
+    "cls/squad/output_weights": "qa_outputs.weight",
+    "cls/squad/output_bias": "qa_outputs.bias",
+    "output_weights": "classifier.weight",
+    "output_bias": "classifier.bias",
+}
+_TENSORFLOW_ENDS = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
+_TRAINING = re.compile(
+    r"(.*/)?(adam_[mv]|lamb_[mv]|AdamWeightDecayOptimizer(_1)?|(Adam|LAMB)(_1)?|beta[12]_power"
+    r"|global_step|save_counter|current_loss_scale|good_steps)"
+)
+
+
+def _tensorflow(key: str) -> str:
+    if key in _TENSORFLOW_HEADS:
+        return _TENSORFLOW_HEADS[key]
+    *path, last = re.sub(r"\blayer_(\d+)\b", r"layer/\1", key).split("/")
+    return ".".join(
+        [*path, *([last, "weight"] if last.endswith("_embeddings") else [_TENSORFLOW_ENDS.get(last, last)])]
+    )
+
+
 HUGGING_FACE = Dialect("huggingface", lambda key: False, lambda key: key)
 DIALECTS = (
     Dialect(
@@ -47,16 +86,27 @@ DIALECTS = (
         lambda key: _GAMMA_BETA.sub(lambda m: f"{m[1]}.{_MODERN[m[2]]}", key),
     ),
     Dialect("openai", lambda key: re.fullmatch(r"params\.\d+", key) is not None, _openai),
+    Dialect(
+        "tensorflow",
+        lambda key: "/" in key,
+        _tensorflow,
+        turned=lambda key: key.endswith("/kernel"),
+        dropped=lambda key: "of the training, not of the model" if _TRAINING.fullmatch(key) else None,
+    ),
 )
 
 
-def translate(tensors: Mapping[str, T], source: str) -> tuple[dict[str, T], str]:
-    """Tensors under Hugging Face names, and the dialect they were in. Raises CheckpointError if two become one."""
+def translate(tensors: Mapping[str, LazyTensor], source: str) -> Translation:
+    """What the file holds, as Hugging Face would have saved it. Raises CheckpointError if two keys become one."""
     dialect = next((d for d in DIALECTS if any(d.is_spoken(key) for key in tensors)), HUGGING_FACE)
-    renamed: dict[str, T] = {}
+    renamed: dict[str, LazyTensor] = {}
+    dropped: dict[str, str] = {}
     for key, tensor in tensors.items():
+        if because := dialect.dropped(key):
+            dropped[key] = because
+            continue
         name = dialect.rename(key)
         if name in renamed:
             raise CheckpointError(f"{source}: {key} and another of its keys both mean {name}")
-        renamed[name] = tensor
-    return renamed, dialect.name
+        renamed[name] = TurnedTensor(tensor) if dialect.turned(key) else tensor
+    return Translation(renamed, dialect.name, dropped)

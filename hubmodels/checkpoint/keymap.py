@@ -8,26 +8,13 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-
-
-class LazyTensor(Protocol):
-    """A tensor still in its file: shape and dtype are known, bytes are read on demand."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def read(self) -> Tensor: ...
-
-    def read_into(self, target: Tensor) -> None: ...
+from .tensors import LazyTensor, TurnedTensor
 
 
 class Entry(NamedTuple):
@@ -95,10 +82,7 @@ class Transpose(Operation):
     verb = "transposed"
 
     def load(self, sources: list[LazyTensor]) -> Tensor:
-        """Read into memory of its own first: pages of a mapped file would stay beside the transposed copy."""
-        theirs = torch.empty(sources[0].shape, dtype=sources[0].dtype)
-        sources[0].read_into(theirs)
-        return theirs.t().contiguous()
+        return TurnedTensor(sources[0]).read()
 
     def dump(self, ours: Tensor) -> list[Tensor]:
         return [ours.t().contiguous()]

@@ -9,15 +9,15 @@ import math
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
-from .keymap import LazyTensor
-from .tensors import LONGEST_HEADER, MOST_DIMENSIONS, MappedTensor, Shard, ShardedTensor, is_shape
+from .tensorflow_file import read_tensorflow
+from .tensors import LONGEST_HEADER, MOST_DIMENSIONS, LazyTensor, MappedTensor, Shard, ShardedTensor, is_shape
 from .torch_file import read_torch
 
 # Source: the format's description in the safetensors repository.
@@ -36,7 +36,8 @@ _DTYPES = {
 
 
 def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
-    """The tensors of a .safetensors, or else PyTorch, file, or of a directory of OpenAI's shards, by name.
+    """The tensors by name: of a .safetensors, of TensorFlow's .index, or else of a PyTorch file; or of a directory of
+    OpenAI's shards.
 
     Raises CheckpointError if it cannot be read.
     """
@@ -46,7 +47,9 @@ def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
         raise CheckpointError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; it was not written to the end. Fetch or save it again")
-    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    readers: dict[str, Callable[[Path], Mapping[str, LazyTensor]]]
+    readers = {".safetensors": read_safetensors, ".index": read_tensorflow}
+    return readers.get(path.suffix, read_torch)(path)
 
 
 def read_safetensors(path: Path) -> dict[str, MappedTensor]:

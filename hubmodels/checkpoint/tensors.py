@@ -4,7 +4,7 @@ import ctypes
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,20 @@ from ..errors import CheckpointError
 
 LONGEST_HEADER = 100_000_000  # bytes of description in one file; the limit of safetensors' own reader
 MOST_DIMENSIONS = 64  # as torch has for most of what it does; a product of millions would take for ever
+
+
+class LazyTensor(Protocol):
+    """A tensor still in its file: shape and dtype are known, bytes are read on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self) -> Tensor: ...
+
+    def read_into(self, target: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -103,3 +117,30 @@ class ShardedTensor:
             if first < last:
                 part = buffer[(first - self.first) * size : (last - self.first) * size]
                 read_bytes(shard.path, shard.begin + (first - shard.first) * size, part)
+
+
+@dataclass(frozen=True)
+class TurnedTensor:
+    """A matrix that its file has the other way round."""
+
+    tensor: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(reversed(self.tensor.shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def read(self) -> Tensor:
+        target = torch.empty(self.shape, dtype=self.dtype)
+        self.read_into(target)
+        return target
+
+    def read_into(self, target: Tensor) -> None:
+        """By way of memory that is taken after the target's, so that it leaves no hole when it is given back; pages of a
+        mapped file would stay beside the turned copy."""
+        theirs = torch.empty(self.tensor.shape, dtype=self.dtype)
+        self.tensor.read_into(theirs)
+        target.copy_(theirs.t())
