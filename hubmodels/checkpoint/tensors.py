@@ -139,8 +139,9 @@ class TurnedTensor:
         return target
 
     def read_into(self, target: Tensor) -> None:
-        """By way of memory that is taken after the target's, so that it leaves no hole when it is given back; pages of a
-        mapped file would stay beside the turned copy."""
+        """By way of memory that is taken after the target's, so that it leaves no hole when it is given back. Pages of
+        a mapped file would stay beside the turned copy.
+        """
         theirs = torch.empty(self.tensor.shape, dtype=self.dtype)
         self.tensor.read_into(theirs)
         target.copy_(theirs.t())
