@@ -34,7 +34,12 @@ from .transformer import Transformer
 AnyModel = Transformer | Model
 M = TypeVar("M", bound=AnyModel)
 T = TypeVar("T", bound=Tokenizer)
-_LOCAL_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_LOCAL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _TENSORFLOW_FILE = re.compile(r"(.+\.ckpt(-\d+)?)\.(index|data-\d{5}-of-\d{5})")
 _CONFIGS = ("config.json", "bert_config.json")  # the second is Google's, beside TensorFlow's checkpoints
 _OPENAI_SHAPES = "params_shapes.json"  # beside OpenAI's shards, which come without a config.json
@@ -129,14 +134,15 @@ class Checkpoint:
     def fetch(self, cache_dir: str | Path | None, progress: bool) -> tuple[UsedFile, ...]:
         """The files that hold the tensors; several are in one directory."""
         if isinstance(self.origin, Path):
-            if self.origin.suffix == ".index":
-                shards = sorted(self.origin.parent.glob(f"{escape(self.origin.stem)}.data-*"))
+            if shards := _shards_of(self.origin):
                 return tuple(UsedFile(path) for path in (self.origin, *shards))
             if not self.origin.is_dir():
                 return (UsedFile(self.origin),)
             if not (self.origin / _OPENAI_SHAPES).is_file():
-                names = " or ".join(_LOCAL_WEIGHTS)
-                raise CheckpointError(f"{self.origin}: expected {names} beside config.json, found neither")
+                raise CheckpointError(
+                    f"{self.origin}: expected model.safetensors or pytorch_model.bin beside config.json, or one "
+                    "of them in parts with its .index.json, or bert_model.ckpt.index; found none of them"
+                )
             return tuple(UsedFile(p) for p in sorted(self.origin.iterdir()) if _OPENAI_FILE.fullmatch(p.name))
         found = {file: store.fetch(file, cache_dir=cache_dir, progress=progress) for file in self.origin.weights}
         return tuple(
@@ -173,7 +179,7 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     device = options.get("device")
     if options.get("pretrained", True):
         used = checkpoint.fetch(options.get("cache_dir"), options.get("progress", True))
-        alone = len(used) == 1 or used[0].path.suffix == ".index"
+        alone = len(used) == 1 or bool(_shards_of(used[0].path))
         path = used[0].path if alone and used[0].path.name != _OPENAI_SHAPES else used[0].path.parent
         dialect, report = _fill(model, family, path, options.get("head_seed"), device, dtype)
         model.provenance = Provenance(checkpoint.weights, used, dialect, report)
@@ -254,6 +260,14 @@ def export(model: AnyModel, directory: str | Path, tokenizer: Tokenizer | None =
         _write(directory / "tokenizer.json", tokenizer.save)
     _write(directory / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
     return directory
+
+
+def _shards_of(index: Path) -> list[Path]:
+    """The files beside an index of TensorFlow's or transformers'; of anything else none."""
+    if index.name.endswith(".index.json"):
+        stem, end = index.name.removesuffix(".index.json").rsplit(".", 1)
+        return sorted(index.parent.glob(f"{escape(stem)}-*-of-*.{end}"))
+    return sorted(index.parent.glob(f"{escape(index.stem)}.data-*")) if index.suffix == ".index" else []
 
 
 def _build(cls: Any, family: Family, checkpoint: Checkpoint, options: ModelOptions) -> Any:

@@ -96,8 +96,20 @@ DIALECTS = (
 )
 
 
+# What DataParallel and DistributedDataParallel, and torch.compile, put before every name of what they wrap.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def _unwrapped(tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+    for wrapper in _WRAPPERS * 2:  # either may be around the other
+        if tensors and all(key.startswith(wrapper) for key in tensors):
+            tensors = {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
 def translate(tensors: Mapping[str, LazyTensor], source: str) -> Translation:
     """What the file holds, as Hugging Face would have saved it. Raises CheckpointError if two keys become one."""
+    tensors = _unwrapped(tensors)
     dialect = next((d for d in DIALECTS if any(d.is_spoken(key) for key in tensors)), HUGGING_FACE)
     renamed: dict[str, LazyTensor] = {}
     dropped: dict[str, str] = {}

@@ -36,8 +36,8 @@ _DTYPES = {
 
 
 def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
-    """The tensors by name: of a .safetensors, of TensorFlow's .index, or else of a PyTorch file; or of a directory of
-    OpenAI's shards.
+    """The tensors by name: of a .safetensors, of TensorFlow's .index, of the .index.json of a checkpoint in several
+    files, or else of a PyTorch file; or of a directory of OpenAI's shards.
 
     Raises CheckpointError if it cannot be read.
     """
@@ -48,8 +48,31 @@ def read_checkpoint(path: Path) -> Mapping[str, LazyTensor]:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; it was not written to the end. Fetch or save it again")
     readers: dict[str, Callable[[Path], Mapping[str, LazyTensor]]]
-    readers = {".safetensors": read_safetensors, ".index": read_tensorflow}
+    readers = {".safetensors": read_safetensors, ".index": read_tensorflow, ".json": read_sharded}
     return readers.get(path.suffix, read_torch)(path)
+
+
+def read_sharded(index: Path) -> dict[str, LazyTensor]:
+    """What transformers cuts into files: the index says which tensor is in which of the files beside it."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("its files are not named as files beside it")
+        if any(name.endswith((".json", ".index")) for name in names):
+            raise ValueError("one of its files is an index")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index}: expected a weight_map, name of a tensor -> name of a file: {error!r}"
+        ) from None
+    shards = {name: read_checkpoint(index.with_name(name)) for name in names}
+    for key, name in places.items():
+        if key not in shards[name]:
+            raise CheckpointError(f"{index.with_name(name)}: has no {key}, which {index.name} says is in it")
+    strays = sorted(f"{key} in {name}" for name, held in shards.items() for key in held if places.get(key) != name)
+    if strays:
+        raise CheckpointError(f"{index}: does not name {', '.join(strays[:9])}")
+    return {key: shards[name][key] for key, name in places.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, MappedTensor]:
