@@ -160,10 +160,7 @@ def _place(
         if place.holds():
             return place.path
         with store.Part(place.part, place.file.digest) as part:
-            part.restart()
-            while data := source.read(_CHUNK):
-                part.write(data)
-            part.flush()
+            part.copy(source)
         wrong = store.mismatch(part.path, place.file, got := part.sha256.hexdigest())
         if wrong or got != sha256:
             part.remove()

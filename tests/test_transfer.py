@@ -155,7 +155,8 @@ def test_a_part_agrees_with_the_disk_after_whatever_is_done_with_it(tmp_path):
                     case "write":
                         part.write(draw.randbytes(draw.choice([0, 1, 7, 5000, 300_000])))
                     case "copy":
-                        part.copy(tmp_path / "other")
+                        with open(tmp_path / "other", "rb") as other:
+                            part.copy(other)
                     case "is_from":
                         part.is_from("http://localhost/a", draw.choice([None, '"1"', '"2"']))
                     case _:
@@ -166,7 +167,8 @@ def test_a_part_agrees_with_the_disk_after_whatever_is_done_with_it(tmp_path):
 def test_a_copy_is_all_of_the_other_file_and_nothing_else(part, tmp_path):
     (tmp_path / "other").write_bytes(DATA)
     part.write(b"before")
-    part.copy(tmp_path / "other")
+    with open(tmp_path / "other", "rb") as other:
+        part.copy(other)
     assert_agrees(part, DATA)
 
 
@@ -176,7 +178,8 @@ def test_a_part_takes_little_memory_however_long_it_is(tmp_path):
     tracemalloc.start()
     try:
         with Part(tmp_path / "part", PIN) as part:
-            part.copy(tmp_path / "other")
+            with open(tmp_path / "other", "rb") as other:
+                part.copy(other)
         with Part(tmp_path / "part", PIN) as part:
             assert part.length == 16 << 20
         assert tracemalloc.get_traced_memory()[1] < 1 << 20

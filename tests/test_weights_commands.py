@@ -33,34 +33,9 @@ from test_verification import (
 import hubmodels
 from hubmodels import hub, store
 from hubmodels.catalog import lookup, manifest
-from hubmodels.cli import main
 
 BERT = tiny_bert()
 TOTAL = sum(len(BERT[name]) for name in ("model.safetensors", "vocab.txt"))
-
-
-@pytest.fixture
-def run(capsys):
-    """arguments -> exit code, standard output, standard error"""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def answer(run):
-    """arguments -> standard output of a command that succeeds in silence"""
-
-    def call(*arguments: object) -> str:
-        code, out, err = run(*arguments)
-        assert (code, err) == (0, "")
-        return out
-
-    return call
 
 
 @pytest.fixture

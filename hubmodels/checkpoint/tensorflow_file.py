@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .tensors import LONGEST_HEADER, bytes_of, is_shape, read_bytes
+from .tensors import LONGEST_HEADER, MappedTensor, bytes_of, is_shape
 
 # Source: tensorflow/core/framework/types.proto.
 _DTYPES = {
@@ -42,30 +42,31 @@ class BundledTensor:
     """A tensor in a data file. Both ways of reading it compare its checksum."""
 
     name: str
-    path: Path
-    storage: Any  # torch.UntypedStorage of the whole file
-    begin: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    tensor: MappedTensor
     checksum: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
     def read(self) -> Tensor:
-        part = self.storage[self.begin : self.begin + math.prod(self.shape) * self.dtype.itemsize]
-        if part.data_ptr() % self.dtype.itemsize:
-            part = part.clone()
-        tensor = torch.empty(0, dtype=self.dtype).set_(part).view(self.shape)
+        tensor = self.tensor.read()
         self._check(tensor)
         return tensor
 
     def read_into(self, target: Tensor) -> None:
-        read_bytes(self.path, self.begin, bytes_of(target))
+        self.tensor.read_into(target)
         self._check(target)
 
     def _check(self, tensor: Tensor) -> None:
         found = _masked_crc(bytes_of(tensor))
         if found != self.checksum:
             raise CheckpointError(
-                f"{self.path}: {self.name}: expected checksum {self.checksum:08x}, got {found:08x}; the file is "
+                f"{self.tensor.path}: {self.name}: expected checksum {self.checksum:08x}, got {found:08x}; the file is "
                 "damaged, fetch it again"
             )
 
@@ -117,7 +118,7 @@ class _Bundle:
         if entry.get(5, 0) != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} {list(shape)} of {dtype} has {entry.get(5, 0)} bytes")
         path, storage, begin = self._place(name, entry)
-        return BundledTensor(name, path, storage, begin, shape, dtype, entry.get(6, 0))
+        return BundledTensor(name, MappedTensor(path, storage, begin, shape, dtype), entry.get(6, 0))
 
     def names(self, entry: dict[int, Any]) -> dict[str, str]:
         """The checkpoint's keys -> the names that its variables had. Source: trackable_object_graph.proto"""

@@ -99,8 +99,8 @@ class Search:
             place.clear()
             return Fetched(place.path, how)
         require_room(place.state, path.stat().st_size)
-        with Part(place.part, place.file.digest) as part:
-            part.copy(path)
+        with open(path, "rb", buffering=0) as source, Part(place.part, place.file.digest) as part:
+            part.copy(source)
         if wrong := mismatch(part.path, place.file, part.sha256.hexdigest()):
             raise StoreError(f"{path}: {wrong}; it changed while it was copied")
         place.keep(part.path)

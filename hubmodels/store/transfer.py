@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ..catalog import LOOPBACK
@@ -99,12 +99,11 @@ class Part:
                 self.length += count
                 view = view[count:]
 
-    def copy(self, path: Path) -> None:
-        """All of another file, in place of what is here."""
+    def copy(self, source: IO[bytes]) -> None:
+        """All that is left of an open file, in place of what is here."""
         self.restart()
-        with open(path, "rb", buffering=0) as source:
-            while data := source.read(_CHUNK):
-                self.write(data)
+        while data := source.read(_CHUNK):
+            self.write(data)
         self.flush()
 
     def flush(self) -> None:
