@@ -3,9 +3,22 @@
 __version__ = "0.1.0"
 
 from . import hub
+from .conversion import add_tokens, average, convert, diff, interpolate
 from .hub import *  # noqa: F403
-from .loading import export
 from .prepack import accelerate
+from .saving import export
 from .verification import verify
+from .vocabulary import resize_vocabulary
 
-__all__ = [*hub.__all__, "accelerate", "export", "verify"]
+__all__ = [
+    *hub.__all__,
+    "accelerate",
+    "add_tokens",
+    "average",
+    "convert",
+    "diff",
+    "export",
+    "interpolate",
+    "resize_vocabulary",
+    "verify",
+]

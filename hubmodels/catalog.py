@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -132,6 +133,22 @@ def lookup(name: str) -> Record:
     near = difflib.get_close_matches(name, records, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(records)}"
     raise CatalogError(f"no weights are called {name!r}, and there is no such file or directory; {hint}")
+
+
+def other_version(version: str, hub_dir: str) -> Path:
+    """The root of another copy of this repository: a directory, or the tag of one that torch.hub has in `hub_dir`.
+
+    Raises CatalogError if there is none, or several.
+    """
+    named = [Path(version)] if Path(version).is_dir() else sorted(Path(hub_dir).glob(f"*_hubmodels_{escape(version)}"))
+    found = [path for path in named if (path / "weights_manifest.json").is_file()]
+    if len(found) != 1:
+        there = ", ".join(map(str, found)) or "none"
+        raise CatalogError(
+            f"{version}: expected one copy of this repository, got {there} in {hub_dir}; "
+            f'torch.hub.load("OWNER/hubmodels:{version}", "catalog") brings it, and a directory may be named too'
+        )
+    return found[0]
 
 
 def repository_root() -> Path:

@@ -1,49 +1,39 @@
 """A name or a path -> record -> files -> tensors -> model or tokenizer, with an account of what was done.
 
-`export` goes the same way back.
+`saving.export` goes the same way back.
 """
 
 import dataclasses
 import inspect
-import json
-import os
-import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from glob import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from typing_extensions import TypedDict, Unpack
 
 from . import store
-from .catalog import Record, lookup, manifest
-from .checkpoint.config import Family
+from .catalog import Record, lookup
+from .checkpoint.config import Family, FamilyConfig
 from .checkpoint.dialects import translate
-from .checkpoint.keymap import Entry, Report
+from .checkpoint.keymap import KeyMap, Match
 from .checkpoint.readers import read_checkpoint
-from .errors import CatalogError, CheckpointError, ConfigError, InputError
+from .checkpoint.report import Entry, Origin, Report, Total
+from .checkpoint.tensors import LazyTensor
+from .errors import CatalogError, InputError
 from .heads import Model
 from .layers import initialise
+from .local import files_of, local_checkpoint, local_path, local_tokenizer, unpacked, what_to_read
 from .tokenizers import Tokenizer, read_tokenizer
 from .transformer import Transformer
 
 AnyModel = Transformer | Model
 M = TypeVar("M", bound=AnyModel)
 T = TypeVar("T", bound=Tokenizer)
-_LOCAL_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_TENSORFLOW_FILE = re.compile(r"(.+\.ckpt(-\d+)?)\.(index|data-\d{5}-of-\d{5})")
-_CONFIGS = ("config.json", "bert_config.json")  # the second is Google's, beside TensorFlow's checkpoints
-_OPENAI_SHAPES = "params_shapes.json"  # beside OpenAI's shards, which come without a config.json
-_OPENAI_FILE = re.compile(r"params_(\d+\.npy|shapes\.json)")
 
 
 class LoadOptions(TypedDict, total=False):
@@ -98,12 +88,16 @@ class UsedFile:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from. `print(model.provenance)` tells; `report` has every tensor."""
+    """Where a model comes from. `print(model.provenance)` tells; `print(model.provenance.report)` has every tensor.
+
+    published: what its config.json said, of which the model's config holds what its forward pass needs.
+    """
 
     weights: str
     files: tuple[UsedFile, ...]
     dialect: str | None
     report: Report
+    published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def revision(self) -> str | None:
@@ -111,7 +105,7 @@ class Provenance:
         return self.files[0].revision if self.files else None
 
     def __str__(self) -> str:
-        lines = [f"{self.weights}: {self.report}"]
+        lines = [f"{self.weights}: {self.report.summary}"]
         for file in self.files:
             where = " at ".join(filter(None, (file.source, file.revision))) or str(file.path)
             lines.append(f"  {where}\n  {file.path.name} {file.digest}, {self.dialect}")
@@ -123,32 +117,35 @@ class Provenance:
 class Checkpoint:
     """What a name or path stands for. published: config.json's content, read from `config_source`.
 
-    origin: the manifest's record, or the local weights file or directory of OpenAI's shards, or one without either.
+    origin: the manifest's record, or where the weights are on this machine. archive: what was unpacked there.
+    root: of the copy of this repository whose manifest the record is from, if not this one.
     """
 
     weights: str
     published: Mapping[str, Any]
     config_source: str
     origin: Record | Path
+    archive: Path | None = None
+    root: Path | None = None
 
-    def fetch(self, cache_dir: str | Path | None, progress: bool) -> tuple[UsedFile, ...]:
-        """The files that hold the tensors; several are in one directory."""
+    def fetch(self, cache_dir: str | Path | None, progress: bool) -> tuple[Path, tuple[UsedFile, ...]]:
+        """What `read_checkpoint` is to be given, and the files that hold the tensors."""
         if isinstance(self.origin, Path):
-            if shards := _shards_of(self.origin):
-                return tuple(UsedFile(path) for path in (self.origin, *shards))
-            if not self.origin.is_dir():
-                return (UsedFile(self.origin),)
-            if not (self.origin / _OPENAI_SHAPES).is_file():
-                raise CheckpointError(
-                    f"{self.origin}: expected model.safetensors or pytorch_model.bin beside config.json, or one "
-                    "of them in parts with its .index.json, or bert_model.ckpt.index; found none of them"
-                )
-            return tuple(UsedFile(p) for p in sorted(self.origin.iterdir()) if _OPENAI_FILE.fullmatch(p.name))
-        found = {file: store.fetch(file, cache_dir=cache_dir, progress=progress) for file in self.origin.weights}
-        return tuple(
+            files = files_of(self.origin)
+            used = (UsedFile(self.archive),) if self.archive else tuple(map(UsedFile, files))
+            return what_to_read(files), used
+        found = {}
+        for file in self.origin.weights:
+            if file.is_embedded and self.root:
+                store.verify(self.root / file.filename, file)
+                found[file] = store.Fetched(self.root / file.filename, f"in {self.root}, hashed now")
+            else:
+                found[file] = store.fetch(file, cache_dir=cache_dir, progress=progress)
+        used = tuple(
             UsedFile(path, None if file.is_embedded else file.source, file.revision, file.digest, how)
             for file, (path, how) in found.items()
         )
+        return what_to_read([file.path for file in used]), used
 
 
 def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unpack[ModelOptions]) -> M:
@@ -174,22 +171,22 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     dtype = options.get("dtype") or torch.float32
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype = {dtype!r}: expected a floating point type, such as torch.bfloat16")
-    checkpoint = find_checkpoint(weights, family)
-    model: M = _build(cls, family, checkpoint, options)
-    device = options.get("device")
-    if options.get("pretrained", True):
-        used = checkpoint.fetch(options.get("cache_dir"), options.get("progress", True))
-        alone = len(used) == 1 or bool(_shards_of(used[0].path))
-        path = used[0].path if alone and used[0].path.name != _OPENAI_SHAPES else used[0].path.parent
-        dialect, report = _fill(model, family, path, options.get("head_seed"), device, dtype)
-        model.provenance = Provenance(checkpoint.weights, used, dialect, report)
-    else:
-        seed = options.get("head_seed")
-        initialise(model, model.config.initializer_range, None if seed is None else _generator(seed))
-        model.to(device=device, dtype=dtype)
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        new = [Entry(name, None, "new", shape, "", "pretrained=False") for name, shape in shapes.items()]
-        model.provenance = Provenance(f"{checkpoint.weights}, not pretrained", (), None, Report(tuple(new)))
+    with find_checkpoint(weights, family) as checkpoint:
+        model: M = _build(cls, family, checkpoint, options)
+        device = options.get("device")
+        if options.get("pretrained", True):
+            path, used = checkpoint.fetch(options.get("cache_dir"), options.get("progress", True))
+            dialect, report = _fill(model, family, path, options.get("head_seed"), device, dtype)
+            origin = Provenance(checkpoint.weights, used, dialect, report, checkpoint.published)
+        else:
+            seed = options.get("head_seed")
+            initialise(model, model.config.initializer_range, None if seed is None else _generator(seed))
+            model.to(device=device, dtype=dtype)
+            shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+            new = [Entry(name, None, "new", shape, "", "pretrained=False") for name, shape in shapes.items()]
+            report = Report(tuple(new), Total(0, 0), Total.of(shapes.values()))
+            origin = Provenance(f"{checkpoint.weights}, not pretrained", (), None, report, checkpoint.published)
+    model.provenance = origin
     model.eval()
     return model
 
@@ -203,9 +200,10 @@ def load_tokenizer(
     directory's tokenizer_config.json decides how vocab.txt is used.
     Raises CatalogError if it is not of class `cls`; StoreError, CheckpointError.
     """
-    local = _local_path(weights)
+    local = local_path(weights)
     if local is not None:
-        tokenizer = _local_tokenizer(local)
+        with unpacked(local, texts_only=True) as path:
+            tokenizer = local_tokenizer(path)
     else:
         record = lookup(str(weights))
         paths = [store.fetch(file, cache_dir=cache_dir, progress=progress).path for file in record.vocabulary]
@@ -221,53 +219,33 @@ def load_tokenizer(
 
 def model_type_of(weights: str | Path) -> str:
     """The family's name in the manifest, or, of a local checkpoint, what its config.json calls it ("openai-gpt")."""
-    local = _local_path(weights)
+    local = local_path(weights)
     if local is None:
         return lookup(str(weights)).family
-    return str(_local_checkpoint(local).published.get("model_type", "openai-gpt"))
+    with unpacked(local, texts_only=True) as path:
+        return str(local_checkpoint(path).published.get("model_type", "openai-gpt"))
 
 
-def find_checkpoint(weights: str | Path, family: Family) -> Checkpoint:
-    """What `weights` stands for; nothing is fetched. Raises CatalogError, ConfigError, CheckpointError."""
-    local = _local_path(weights)
+@contextmanager
+def find_checkpoint(weights: str | Path, family: Family | None = None) -> Iterator[Checkpoint]:
+    """What `weights` stands for, of `family` if one is given; nothing is fetched. An archive is open for as long.
+
+    Raises CatalogError, ConfigError, CheckpointError.
+    """
+    local = local_path(weights)
     if local is not None:
-        return _local_checkpoint(local)
+        with unpacked(local) as path:
+            found = local_checkpoint(path)
+            named = str(weights) if path != local else str(found.path)
+            yield Checkpoint(named, found.published, found.config_source, found.path, None if path == local else local)
+        return
     record = lookup(str(weights))
-    if record.family != family.name:
+    if family and record.family != family.name:
         raise CatalogError(
             f"{record.name} is a {record.family} checkpoint; this entry point loads {family.name}; "
             f"take an entry point whose name begins with {record.family}"
         )
-    return Checkpoint(record.name, record.config, f"manifest entry {record.name}", record)
-
-
-def export(model: AnyModel, directory: str | Path, tokenizer: Tokenizer | None = None) -> Path:
-    """Write config.json, model.safetensors and, if given, tokenizer.json, under Hugging Face's names.
-
-    What is read back is bit-equal. Each file appears whole or not at all. Returns the directory.
-    """
-    from safetensors.torch import save_file
-
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": [model.architecture or type(model).__name__], **model.config.to_published()}
-    if _takes_num_labels(type(model)):
-        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(model.get_parameter("classifier.bias")))}
-    state = model.family.keys.dump(model.state_dict(), prefixed=isinstance(model, Model))
-    tensors = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
-    _write(directory / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
-    if tokenizer is not None:
-        _write(directory / "tokenizer.json", tokenizer.save)
-    _write(directory / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
-    return directory
-
-
-def _shards_of(index: Path) -> list[Path]:
-    """The files beside an index of TensorFlow's or transformers'; of anything else none."""
-    if index.name.endswith(".index.json"):
-        stem, end = index.name.removesuffix(".index.json").rsplit(".", 1)
-        return sorted(index.parent.glob(f"{escape(stem)}-*-of-*.{end}"))
-    return sorted(index.parent.glob(f"{escape(index.stem)}.data-*")) if index.suffix == ".index" else []
+    yield Checkpoint(record.name, record.config, f"manifest entry {record.name}", record)
 
 
 def _build(cls: Any, family: Family, checkpoint: Checkpoint, options: ModelOptions) -> Any:
@@ -276,32 +254,58 @@ def _build(cls: Any, family: Family, checkpoint: Checkpoint, options: ModelOptio
     config = family.config.from_published(checkpoint.published, checkpoint.config_source)
     config = dataclasses.replace(config, **adjusted)
     num_labels = options.get("num_labels")
-    if not _takes_num_labels(cls):
-        if num_labels is not None:
-            raise InputError(f"num_labels = {num_labels}: {cls.__name__} has no labels to number")
-        return cls(config)
+    if num_labels is not None and not takes_num_labels(cls):
+        raise InputError(f"num_labels = {num_labels}: {cls.__name__} has no labels to number")
     published = checkpoint.published.get("num_labels") or len(checkpoint.published.get("id2label") or ()) or 2
     count = published if num_labels is None else num_labels
     if not isinstance(count, int) or count < 1:
         raise InputError(f"num_labels = {count!r}: expected a positive number")
-    return cls(config, num_labels=count)
+    return new_model(cls, config, count)
 
 
-def _takes_num_labels(cls: type) -> bool:
+def new_model(cls: Any, config: FamilyConfig, num_labels: int) -> Any:
+    """num_labels: for a class that has them"""
+    return cls(config, num_labels=num_labels) if takes_num_labels(cls) else cls(config)
+
+
+def takes_num_labels(cls: type) -> bool:
     return "num_labels" in inspect.signature(cls).parameters
 
 
-def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, device, dtype) -> tuple[str, Report]:
-    """Put the tensors at `path` into the model. Returns their dialect and the account."""
+class FileContent(NamedTuple):
+    """A checkpoint's tensors under Hugging Face's names, or ours; the table that knows them; what else there is."""
+
+    tensors: Mapping[str, LazyTensor]
+    origins: Mapping[str, Origin]
+    keys: KeyMap
+    dialect: str
+    dropped: tuple[Entry, ...]
+    total: Total
+
+    def report(self, match: Match, wanted: Mapping[str, tuple[int, ...]]) -> Report:
+        return Report((*match.entries, *self.dropped), self.total, Total.of(wanted.values()))
+
+
+def read_content(path: Path, family: Family) -> FileContent:
+    """What the file or files at `path` hold; the tensors stay there. Raises CheckpointError."""
     found = read_checkpoint(path)
-    tensors, dialect, dropped = translate(found, str(path))
+    tensors, origins, dialect, dropped = translate(found, str(path))
+    keys = family.keys.of_file(tensors)
+    dialect = "native" if keys is not family.keys else dialect
+    return FileContent(tensors, origins, keys, dialect, dropped, Total.of(tuple(t.shape) for t in found.values()))
+
+
+def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, device, dtype) -> tuple[str, Report]:
+    """Put the tensors at `path` into the model, one after the other. Returns their dialect and the account."""
+    content = read_content(path, family)
     parameters = dict(model.named_parameters())
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     declared = set() if head_seed is None else set(model.own_parts) - {"pooler"}
     if head_seed is not None and not declared:
         raise InputError(f"head_seed = {head_seed}: {type(model).__name__} has no head to start anew")
-    loaded, report = family.keys.load(tensors, wanted, str(path), model.own_parts, declared)
-    fresh = [name for name in wanted if name not in loaded]
+    match = content.keys.match(content.tensors, wanted, str(path), model.own_parts, declared, content.origins)
+    match.check_repeats()
+    fresh = [name for name in wanted if name not in match]
     generator = _generator(head_seed or 0)
     for part in dict.fromkeys(_part(name) for name in fresh):
         initialise(model.get_submodule(part), model.config.initializer_range, generator)
@@ -311,13 +315,12 @@ def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, de
             f"{path} has no {parts} for {type(model).__name__}: it starts anew from seed 0 and has to be trained",
             stacklevel=4,
         )
-    state = {name: loaded.get(name, parameters[name].data).to(device=device, dtype=dtype) for name in wanted}
+    state = {
+        name: (match.read(name, dtype) if name in match else parameters[name].data).to(device=device, dtype=dtype)
+        for name in wanted
+    }
     model.load_state_dict(state, strict=True, assign=True)
-    of_the_file = [
-        Entry(None, key, "dropped", found[key].shape, str(found[key].dtype).removeprefix("torch."), because)
-        for key, because in dropped.items()
-    ]
-    return dialect, Report((*report.entries, *of_the_file))
+    return content.dialect, content.report(match, wanted)
 
 
 def _part(name: str) -> str:
@@ -328,100 +331,3 @@ def _part(name: str) -> str:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def _local_path(weights: str | Path) -> Path | None:
-    """The path that `weights` means, if it means one. A string may be a name, a Path never is."""
-    if not isinstance(weights, str | os.PathLike):
-        raise InputError(f"weights: expected a name or a path, got {type(weights).__name__}")
-    path = Path(weights)
-    if isinstance(weights, os.PathLike) and not path.exists():
-        raise CatalogError(f"{path}: no such file or directory; a name of the manifest is given as a str")
-    is_name = not isinstance(weights, os.PathLike) and weights in manifest()
-    return path if not is_name and path.exists() else None
-
-
-def _local_checkpoint(path: Path) -> Checkpoint:
-    directory = path if path.is_dir() else path.parent
-    if _OPENAI_FILE.fullmatch(path.name) and (directory / _OPENAI_SHAPES).is_file():
-        path = directory  # a shard stands for all of them
-    if part := _TENSORFLOW_FILE.fullmatch(path.name):
-        path = directory / f"{part[1]}.index"  # a data file stands for all of them
-    config = next((directory / name for name in _CONFIGS if (directory / name).is_file()), directory / _CONFIGS[0])
-    if path.is_dir() and (path / _OPENAI_SHAPES).is_file() and not config.is_file():
-        return Checkpoint(str(path), {}, f"{path} (no config.json: GPT as published)", path)
-    published = read_json(config)
-    if config.name == _CONFIGS[1]:
-        published = {"model_type": "bert", **published}
-    if path.is_dir():
-        indices = sorted(path.glob("*.ckpt*.index"))
-        found = [path / name for name in _LOCAL_WEIGHTS if (path / name).is_file()] or indices or [path]
-        if found == indices and len(indices) > 1:
-            raise CheckpointError(
-                f"{path}: expected one checkpoint, got {', '.join(p.name for p in indices)}; name one"
-            )
-        path = found[0]
-    return Checkpoint(str(path), published, str(config), path)
-
-
-_VOCABULARIES = (
-    ("tokenizer.json",),
-    ("vocab.txt",),
-    ("vocab.json", "merges.txt"),
-    ("encoder.json", "vocab.bpe"),
-    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
-)
-
-
-def tokenizer_options(directory: Path) -> dict[str, Any]:
-    """What a directory's tokenizer_config.json, if there is one, says about the use of the vocabulary beside it."""
-    settings = directory / "tokenizer_config.json"
-    if not settings.is_file():
-        return {}
-    spelled = {
-        "do_lower_case": "lower_case",
-        "strip_accents": "strip_accents",
-        "tokenize_chinese_chars": "split_chinese",
-        "add_prefix_space": "add_prefix_space",
-    }
-    content = read_json(settings)
-    found = {theirs: content[theirs] for theirs in spelled if theirs in content}
-    for key, value in found.items():
-        if not isinstance(value, bool) and (key, value) != ("strip_accents", None):  # null: as lower_case says
-            raise ConfigError(f"{settings}: {key} = {value!r}: expected true or false")
-    return {spelled[theirs]: value for theirs, value in found.items()}
-
-
-def _local_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_dir():
-        names = next((names for names in _VOCABULARIES if names[0] == path.name), (path.name,))
-        return read_tokenizer(path, *(path.with_name(name) for name in names[1:]))
-    options = tokenizer_options(path)
-    for files in _VOCABULARIES:
-        if (path / files[0]).is_file():
-            return read_tokenizer(*(path / name for name in files), **options)
-    expected = ", ".join(" and ".join(files) for files in _VOCABULARIES)
-    raise CheckpointError(f"{path}: expected one of {expected}; found none")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError if there is no such file, ConfigError if it holds something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a checkpoint needs its config.json beside its weights") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got a {type(content).__name__}")
-    return content
-
-
-def _write(path: Path, write) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        partial.chmod(0o644)  # safetensors makes its files readable by their owner alone
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

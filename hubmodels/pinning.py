@@ -15,7 +15,7 @@ from . import store
 from .catalog import is_address, manifest, manifest_path
 from .errors import CatalogError, CheckpointError, InputError, StoreError
 from .hub.families import ENTRY_POINTS, family_of
-from .loading import read_json, tokenizer_options
+from .local import read_json, tokenizer_options
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _VOCABULARIES = (("vocab.txt",), ("vocab.json", "merges.txt"))

@@ -6,6 +6,7 @@ BertTokenizer, OpenAIGPTTokenizer and GPT2Tokenizer.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,6 +17,7 @@ from torch import Tensor
 from .errors import CheckpointError, HubModelsError, InputError
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+_CAPITAL = re.compile("[A-Z]")
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's only special token
 
 
@@ -68,6 +70,39 @@ class Tokenizer:
         self.inner.no_truncation()
         self.inner.save(str(path))
 
+    def save_files(self, directory: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and the vocabulary, for transformers of any year."""
+        directory = Path(directory)
+        self.save(directory / "tokenizer.json")
+        settings = json.dumps(self._settings(), indent=1, ensure_ascii=False) + "\n"
+        (directory / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+        self.inner.model.save(str(directory))
+
+    def with_words(self, words: Sequence[str]) -> tuple[Self, dict[int, list[int]]]:
+        """A tokenizer that knows more words, after those it knows; and of each new id the ids that the word had been.
+
+        Words that it knows are passed over. Raises InputError for one that it would part before it looks it up.
+        """
+        fresh = [w for w in dict.fromkeys(map(self._word, check_texts("words", words))) if not self._knows(w)]
+        pieces = [self.inner.encode(word, add_special_tokens=False).ids for word in fresh]
+        made = type(self)(self._with(fresh))
+        return made, dict(zip(map(made.inner.token_to_id, fresh), pieces, strict=True))
+
+    def _knows(self, word: str) -> bool:
+        return self.inner.token_to_id(word) is not None
+
+    def _word(self, word: str) -> str:
+        """As the vocabulary would have it"""
+        raise NotImplementedError
+
+    def _with(self, words: list[str]) -> Any:
+        """`inner` with more words"""
+        raise NotImplementedError
+
+    def _settings(self) -> dict[str, Any]:
+        """tokenizer_config.json"""
+        raise NotImplementedError
+
     # The names that these had in the original port, whose published examples use them.
     convert_ids_to_tokens = tokens
 
@@ -119,12 +154,17 @@ class WordPieceTokenizer(Tokenizer):
 
     @classmethod
     def from_vocab(
-        cls, path: str | Path, *, lower_case: bool = True, strip_accents: bool | None = None, split_chinese: bool = True
+        cls,
+        path: str | Path,
+        *,
+        lower_case: bool | None = None,
+        strip_accents: bool | None = None,
+        split_chinese: bool = True,
     ) -> "WordPieceTokenizer":
         """Read vocab.txt, one token a line; a token's id is its line, counted from 0.
 
-        lower_case: as the vocabulary was made. strip_accents: None follows lower_case. split_chinese: each Chinese
-        character is a word.
+        lower_case: as the vocabulary was made; None: unless it has capital letters, which no lower-cased text has.
+        strip_accents: None follows lower_case. split_chinese: each Chinese character is a word.
         """
         try:
             lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -132,6 +172,8 @@ class WordPieceTokenizer(Tokenizer):
             raise CheckpointError(f"{path}: expected a vocab.txt, a token a line in UTF-8: {error}") from None
         vocab = {token.removesuffix("\r"): i for i, token in enumerate(lines)}
         _check_special(vocab.get, str(path))
+        if lower_case is None:
+            lower_case = not any(_CAPITAL.search(token) and token[0] not in "[<" for token in vocab)
         return cls(_word_piece(vocab, lower_case, strip_accents, split_chinese), str(path))
 
     def __call__(
@@ -168,6 +210,28 @@ class WordPieceTokenizer(Tokenizer):
         if offsets:
             tensors["offset_mapping"] = _padded(places, (0, 0))
         return tensors
+
+    def _word(self, word: str) -> str:
+        normal = self.inner.normalizer.normalize_str(word) if self.inner.normalizer else word
+        parts = [part for part, _ in self.inner.pre_tokenizer.pre_tokenize_str(normal)]
+        if len(parts) != 1:
+            raise InputError(f"words: {word!r}: expected one word, but to this tokenizer it is {parts or 'nothing'}")
+        return parts[0]
+
+    def _with(self, words: list[str]) -> Any:
+        content = json.loads(self.inner.to_str())
+        first = 1 + max(self.inner.get_vocab().values())
+        content["model"]["vocab"] |= {word: number for number, word in enumerate(words, first)}
+        return _library().Tokenizer.from_str(json.dumps(content))
+
+    def _settings(self) -> dict[str, Any]:
+        """A tokenizer.json may normalise in other ways than BERT's, which have no setting."""
+        names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+        names |= {"tokenize_chinese_chars": "handle_chinese_chars"}
+        normalizer = self.inner.normalizer
+        found = {theirs: getattr(normalizer, ours) for theirs, ours in names.items() if hasattr(normalizer, ours)}
+        tokens = zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True)
+        return {"tokenizer_class": "BertTokenizer", **found, **{f"{name}_token": token for name, token in tokens}}
 
     def _row(self, parts: Sequence[Any], max_length: int | None) -> tuple[list[int], list[int], list[tuple[int, int]]]:
         """One text or two, as the library encodes them -> ids, types and offsets of [CLS] first [SEP] second [SEP]."""
@@ -252,6 +316,25 @@ class BytePairTokenizer(Tokenizer):
         if offsets:
             tensors["offset_mapping"] = _padded([e.offsets[:max_length] for e in encoded], (0, 0))
         return tensors
+
+    def _word(self, word: str) -> str:
+        if not word.strip():
+            raise InputError(f"words: {word!r}: expected a word")
+        return word
+
+    def _with(self, words: list[str]) -> Any:
+        """Merges cannot make a word at will, so the library finds these before it merges."""
+        inner = _library().Tokenizer.from_str(self.inner.to_str())
+        inner.add_tokens([_library().AddedToken(word, single_word=True, normalized=False) for word in words])
+        return inner
+
+    def _settings(self) -> dict[str, Any]:
+        if self.inner.model.end_of_word_suffix:
+            return {"tokenizer_class": "OpenAIGPTTokenizer", "unk_token": "<unk>"}
+        spaced = getattr(self.inner.pre_tokenizer, "add_prefix_space", False)
+        names = () if self.end_token_id is None else ("bos_token", "eos_token", "unk_token")
+        tokens = dict.fromkeys(names, END_OF_TEXT)
+        return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": spaced, **tokens}
 
 
 def train_word_piece(texts: Iterable[str], size: int, *, lower_case: bool = True) -> WordPieceTokenizer:

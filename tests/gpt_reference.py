@@ -78,7 +78,7 @@ def ours_as(theirs: torch.nn.Module, name: str, **changes) -> torch.nn.Module:
     model = OURS[name](family.config.from_published(published, f"a tiny {name}"))
     wanted = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     held = {key: HeldTensor(tensor.clone()) for key, tensor in theirs.state_dict().items()}
-    loaded, _ = family.keys.load(held, wanted, f"a tiny {name}")
+    loaded = family.keys.match(held, wanted, f"a tiny {name}")
     model.load_state_dict(loaded, strict=True, assign=True)
     return model.eval().requires_grad_(True)
 

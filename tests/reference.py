@@ -61,7 +61,7 @@ def ours_as(theirs: torch.nn.Module, name: str, num_labels: int | None = None, *
     model = getattr(bert, name)(bert.BertConfig(**sizes), **labels)
     wanted = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     held = {key: HeldTensor(tensor.clone()) for key, tensor in theirs.state_dict().items()}
-    loaded, _ = FAMILY.keys.load(held, wanted, f"a tiny {name}")
+    loaded = FAMILY.keys.match(held, wanted, f"a tiny {name}")
     model.load_state_dict(loaded, strict=True, assign=True)
     return model.eval().requires_grad_(True)
 

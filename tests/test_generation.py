@@ -49,7 +49,7 @@ def pair(name, dtype=torch.float64, seed=1, std=0.4, **changes):
     model = ours(config.from_published(theirs.config.to_dict(), "a tiny one"))
     wanted = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     held = {key: HeldTensor(tensor.clone()) for key, tensor in theirs.state_dict().items()}
-    loaded, _ = family.keys.load(held, wanted, "a tiny one")
+    loaded = family.keys.match(held, wanted, "a tiny one")
     model.load_state_dict(loaded, strict=True, assign=True)
     return model.eval().requires_grad_(True), theirs
 

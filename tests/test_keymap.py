@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hubmodels.checkpoint.dialects import translate
 from hubmodels.checkpoint.keymap import ALIAS, DROP, FUSE, TRANSPOSE, KeyMap
 from hubmodels.checkpoint.readers import read_safetensors
+from hubmodels.checkpoint.report import Report, Total
 from hubmodels.errors import CheckpointError
 from hubmodels.families import bert
 
@@ -56,7 +57,10 @@ def held(tensors: dict[str, Tensor]) -> dict[str, HeldTensor]:
 
 
 def load(tensors: dict[str, Tensor], model: nn.Module, must_be_new=()):
-    return KEYS.load(held(tensors), shapes(model), "some/file.bin", model.own_parts, must_be_new)
+    match = KEYS.match(held(tensors), shapes(model), "some/file.bin", model.own_parts, must_be_new)
+    match.check_repeats()
+    totals = (Total.of(tuple(t.shape) for t in tensors.values()), Total.of(shapes(model).values()))
+    return dict(match), Report(match.entries, *totals)
 
 
 def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
@@ -135,14 +139,14 @@ def test_transposition_both_ways():
     theirs = keys.dump(ours, prefixed=True)
     assert theirs["model.conv.weight"].shape == (3, 5)
     assert theirs["model.conv.weight"].is_contiguous()
-    loaded, report = keys.load(held(theirs | {"model.mask": torch.ones(2)}), {"linear.weight": (5, 3)}, "f")
+    loaded = report = keys.match(held(theirs | {"model.mask": torch.ones(2)}), {"linear.weight": (5, 3)}, "f")
     assert_equal(loaded, ours)
     assert loaded["linear.weight"].is_contiguous()
     assert [entry.operation for entry in report.entries] == ["transposed", "dropped"]
     with pytest.raises(
         CheckpointError, match=r"model\.conv\.weight: expected \[3, 5\] for linear\.weight, got \[5, 3\]"
     ):
-        keys.load(held(theirs), {"linear.weight": (3, 5)}, "f")
+        keys.match(held(theirs), {"linear.weight": (3, 5)}, "f")
 
 
 def test_dump_refuses_a_parameter_that_no_row_writes():
@@ -412,7 +416,7 @@ def test_parts_of_a_fused_tensor_in_different_dtypes_keep_their_values(held_in_m
     mixed = theirs | {key: theirs[key].bfloat16()}
     save_file(mixed, tmp_path / "model.safetensors")
     file = held(mixed) if held_in_memory else read_safetensors(tmp_path / "model.safetensors")
-    loaded, _ = KEYS.load(file, shapes(source), "f", source.own_parts)
+    loaded = KEYS.match(file, shapes(source), "f", source.own_parts)
     stem = "encoder.layer.0.attention.self."
     want = torch.cat([theirs[f"{stem}{part}.weight"] for part in ("query", "key", "value")])
     assert torch.equal(loaded["layers.0.attention.qkv.weight"].float(), want)
@@ -440,14 +444,15 @@ def test_a_report_counts_what_happened():
     model = make("BertForSequenceClassification")
     theirs = KEYS.dump(make("BertForPreTraining").state_dict(), True)
     _, report = load(theirs, model)
-    assert str(report) == "27 loaded, 12 fused, 7 dropped, 2 new"
+    assert report.summary == "27 loaded, 12 fused, 7 dropped, 2 new"
     assert len(report.entries) == 48
+    assert report.is_complete
 
 
 def test_rules_name_their_operations():
     keys = KeyMap([("a", FUSE("x", "y")), ("b.weight", "c.weight")], [("b.weight", ALIAS("z"))], ("", "p."))
     tensors = {"p.x": torch.ones(2), "p.y": torch.ones(2), "p.c.weight": torch.ones(3), "z": torch.ones(3)}
-    loaded, report = keys.load(held(tensors), {"a": (4,), "b.weight": (3,)}, "f")
+    loaded = report = keys.match(held(tensors), {"a": (4,), "b.weight": (3,)}, "f")
     assert {entry.theirs: entry.operation for entry in report.entries} == {
         "p.x": "fused",
         "p.y": "fused",
@@ -467,17 +472,22 @@ def test_gamma_and_beta_become_weight_and_bias():
         for key, tensor in theirs.items()
     }
     assert old.keys() != theirs.keys()
-    renamed, dialect, _ = translate(old, "f")
-    assert dialect == "huggingface-gamma-beta"
-    assert_equal(renamed, theirs)
-    assert translate(theirs, "f")[1] == "huggingface"
+    found = translate(held(old), "f")
+    assert found.dialect == "huggingface-gamma-beta"
+    assert_equal({key: tensor.read() for key, tensor in found.tensors.items()}, theirs)
+    assert {found.origins[key].key: key for key in theirs} == dict(zip(old, theirs, strict=True))
+    assert translate(held(theirs), "f").dialect == "huggingface"
 
 
 def test_gamma_of_another_module_is_left_alone():
-    tensors = {"head.gamma": 1, "x.LayerNorm.beta": 2}
-    assert translate(tensors, "f") == ({"head.gamma": 1, "x.LayerNorm.bias": 2}, "huggingface-gamma-beta", {})
+    found = translate(held({"head.gamma": torch.ones(1), "x.LayerNorm.beta": torch.ones(2)}), "f")
+    assert {key: tensor.shape for key, tensor in found.tensors.items()} == {
+        "head.gamma": (1,),
+        "x.LayerNorm.bias": (2,),
+    }
+    assert (found.dialect, found.dropped) == ("huggingface-gamma-beta", ())
 
 
 def test_gamma_beside_weight_is_refused():
     with pytest.raises(CheckpointError, match=r"some/file: x\.LayerNorm\.gamma .*both mean x\.LayerNorm\.weight"):
-        translate({"x.LayerNorm.weight": 1, "x.LayerNorm.gamma": 2}, "some/file")
+        translate(held({"x.LayerNorm.weight": torch.ones(1), "x.LayerNorm.gamma": torch.ones(1)}), "some/file")

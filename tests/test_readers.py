@@ -311,7 +311,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(zipped, tmp_path):
     torch.save({"weight": torch.ones(2), "payload": Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
     text = refusal(path)
     assert not marker.exists()
-    assert "refused, because it holds more than tensors and would have to run code" in text
+    assert "refused, because payload is a posix.mkdir, whose code would have to run" in text
     assert "state_dict()" in text
     torch.load(path, weights_only=False)
     assert marker.exists()  # the payload does work where it is let
@@ -336,21 +336,32 @@ def test_a_bin_that_is_not_a_dict(content, kind, tmp_path):
     assert f"expected a state dict, name -> tensor, got a {kind}" in text
 
 
-def test_a_bin_with_more_than_tensors_names_the_strangers(tmp_path):
-    """A training checkpoint: the state dict is one level down."""
-    torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 3, "bias": torch.ones(2)}, tmp_path / "x.bin")
+def test_a_tensor_of_a_training_checkpoint_is_called_by_its_path(tmp_path):
+    state = {0: {"step": 3, "exp_avg": torch.ones(2)}}
+    content = {"state_dict": {"a.weight": torch.ones(3)}, "epoch": 3, "optimizer_states": [{"state": state}]}
+    torch.save(content, tmp_path / "x.ckpt")
+    found = read_checkpoint(tmp_path / "x.ckpt")
+    assert {name: tensor.shape for name, tensor in found.items()} == {
+        "state_dict.a.weight": (3,),
+        "optimizer_states.0.state.0.exp_avg": (2,),
+    }
+
+
+def test_a_bin_without_a_tensor_says_what_is_in_it(tmp_path):
+    torch.save({"model": nn.Linear(2, 3), "epoch": 3}, tmp_path / "x.bin")
     text = refusal(tmp_path / "x.bin")
-    assert "expected a state dict" in text
-    assert "not tensors: state_dict, epoch" in text
-    assert "bias" not in text
-    assert "save" in text  # what to do about it
+    assert "got no tensor, but model, a torch.nn.modules.linear.Linear, epoch, a int" in text
+    assert "save its state_dict() alone" in text
 
 
 A = text(b"a")
 BAD_PICKLES = {  # the pairs of a dict, and the reason
-    "a key that ends the stack": (DEEP + pickled(16, (16,)), "a key is neither a name nor a number"),
-    "a key that takes for ever to hash": (LEAVES + pickled(16, (16,)), "a key is neither a name nor a number"),
-    "the same in an OrderedDict": (A + call(b"collections.OrderedDict", b"](" + row(DEEP, A) + b"e"), "a key is"),
+    "a key that ends the stack": (DEEP + pickled(16, (16,)), "key is neither a name nor a number"),
+    "a key that takes for ever to hash": (LEAVES + pickled(16, (16,)), "key is neither a name nor a number"),
+    "the same in an OrderedDict": (
+        A + call(b"collections.OrderedDict", b"](" + row(DEEP, A) + b"e"),
+        "got no tensor, but a, a dict",
+    ),
     "an immense storage": (A + pickled(2**40, (16,)), "said to hold 1099511627776 torch.float32; it has 64 bytes"),
     "a storage of few numbers": (A + pickled(4, (4,)), "said to hold 4 torch.float32; it has 64 bytes"),
     "no storage": (A + pickled(16, (16,)).replace(text(b"0"), text(b"1")), "torch.float32; it has 0 bytes"),
@@ -361,14 +372,17 @@ BAD_PICKLES = {  # the pairs of a dict, and the reason
     "an immense product": (A + pickled(16, (2**62,) * 64, (0,) * 64), "a tensor is not described as"),
     "a negative stride": (A + pickled(16, (2,), (-1,)), "a tensor is not described as"),
     "a negative storage": (A + pickled(-16, (16,)), "a storage's size is no natural number"),
-    "memory": (A + call(b"builtins.bytearray", integer(2**40)), "have to run code to load (builtins.bytearray)"),
+    "memory": (A + call(b"builtins.bytearray", integer(2**40)), "got no tensor, but a, a builtins.bytearray"),
     "a storage from nothing": (A + call(b"torch.storage.UntypedStorage", integer(2**40)), "its pickle has REDUCE"),
     "a tuple that is called": (A + LEAVES + b"NR", "its pickle has REDUCE, which torch.save does not write there"),
-    "a sparse tensor": (A + call(b"torch._utils._rebuild_sparse_tensor"), "(torch._utils._rebuild_sparse_tensor)"),
-    "a quantised tensor": (A + pickled(16, (16,), kind=b"QInt8"), "(torch.QInt8Storage)"),
+    "a sparse tensor": (
+        A + call(b"torch._utils._rebuild_sparse_tensor"),
+        "got no tensor, but a, a torch._utils._rebuild_sparse_tensor",
+    ),
+    "a quantised tensor": (A + pickled(16, (16,), kind=b"QInt8"), "got no tensor, but a, a torch.QInt8Storage"),
     "pairs in a list, as Python 2 saved them": (
         A + call(b"collections.OrderedDict", b"](" + row(A, A) + b"e"),
-        "not tensors: a",
+        "got no tensor, but a, a dict",
     ),
     "an OrderedDict of what is no list": (A + call(b"collections.OrderedDict", row(row(A, A))), "no attribute 'clear'"),
     "a parameter of too much": (A + call(b"torch._utils._rebuild_parameter", *[b"N"] * 5), "takes from 3 to 4"),

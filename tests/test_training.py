@@ -683,7 +683,8 @@ def test_pretraining_learns(finished):
 def test_pretraining_leaves_a_checkpoint_that_loads_by_path(finished):
     out, _ = finished
     files = {path.name for path in out.iterdir()}
-    assert files == {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "checkpoint.pt"}
+    tokenizer_files = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert files == {"config.json", "model.safetensors", *tokenizer_files, "metrics.json", "checkpoint.pt"}
     model, tokenizer = bertForPreTraining(out), bertTokenizer(out)
     assert model.config.max_position_embeddings == 32
     assert model.config.vocab_size == tokenizer.vocab_size

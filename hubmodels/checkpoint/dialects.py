@@ -1,32 +1,35 @@
 """Other ecosystems' spellings -> Hugging Face's of today. One entry per ecosystem, whatever the family."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import CheckpointError
-from .tensors import LazyTensor, TurnedTensor
+from .report import Entry, Origin, dtype_of
+from .tensors import LazyTensor, PartTensor, TurnedTensor
 
 
 class Dialect(NamedTuple):
-    """name; is_spoken: whether a key shows that the file is of this dialect; rename: key -> Hugging Face's key.
+    """name; is_spoken: whether a key shows that the file is of this dialect; rename: key -> Hugging Face's key, or the
+    keys of the equal parts, along the first dimension, into which the tensor is cut.
 
-    turned: matrices that are stored the other way round. dropped: keys that are no part of a model -> what they are.
+    turned: matrices that are stored the other way round. dropped: keys that are no part of a model.
     """
 
     name: str
     is_spoken: Callable[[str], bool]
-    rename: Callable[[str], str]
+    rename: Callable[[str], str | tuple[str, ...]]
     turned: Callable[[str], bool] = lambda key: False
-    dropped: Callable[[str], str | None] = lambda key: None
+    dropped: Callable[[str], bool] = lambda key: False
 
 
 class Translation(NamedTuple):
-    """tensors: under Hugging Face's names. dropped: what is no part of a model -> why."""
+    """tensors: under Hugging Face's names. origins: where each is in the file. dropped: what is no part of a model."""
 
     tensors: dict[str, LazyTensor]
+    origins: dict[str, Origin]
     dialect: str
-    dropped: dict[str, str]
+    dropped: tuple[Entry, ...]
 
 
 # pytorch-pretrained-bert kept TensorFlow's names for the two parameters of a LayerNorm. Only there: a parameter of
@@ -91,34 +94,59 @@ DIALECTS = (
         lambda key: "/" in key,
         _tensorflow,
         turned=lambda key: key.endswith("/kernel"),
-        dropped=lambda key: "of the training, not of the model" if _TRAINING.fullmatch(key) else None,
+        dropped=lambda key: _TRAINING.fullmatch(key) is not None,
     ),
 )
 
 
-# What DataParallel and DistributedDataParallel, and torch.compile, put before every name of what they wrap.
-_WRAPPERS = ("module.", "_orig_mod.")
+# What stands before every name of a model that was saved inside something else: DataParallel and its successors,
+# torch.compile, the attribute of a Lightning module, the dict of a training's checkpoint.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "state_dict.", "model_state_dict.")
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # torch.compile of a part of the model leaves it within a name
+# What stands beside the model in such a dict.
+_BESIDE = re.compile(
+    r"(optimizers?|optimizer_states?|optimizer_state_dict|optim|lr_schedulers?|scheduler|scheduler_state_dict|scaler"
+    r"|callbacks|loops|native_amp_scaling_state|rng_state|cuda_rng_state)\..*"
+)
 
 
-def _unwrapped(tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-    for wrapper in _WRAPPERS * 2:  # either may be around the other
-        if tensors and all(key.startswith(wrapper) for key in tensors):
-            tensors = {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
-    return tensors
+def _unwrapped(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """The model's names, each with the file's."""
+    kept = [key for key in keys if not _BESIDE.fullmatch(key)]
+    names = kept
+    while wrapper := next((w for w in _WRAPPERS if names and all(name.startswith(w) for name in names)), None):
+        names = [name.removeprefix(wrapper) for name in names]
+    return [(_COMPILED.sub("", name), key) for name, key in zip(names, kept, strict=True)]
 
 
 def translate(tensors: Mapping[str, LazyTensor], source: str) -> Translation:
     """What the file holds, as Hugging Face would have saved it. Raises CheckpointError if two keys become one."""
-    tensors = _unwrapped(tensors)
-    dialect = next((d for d in DIALECTS if any(d.is_spoken(key) for key in tensors)), HUGGING_FACE)
-    renamed: dict[str, LazyTensor] = {}
-    dropped: dict[str, str] = {}
-    for key, tensor in tensors.items():
-        if because := dialect.dropped(key):
-            dropped[key] = because
+    names = _unwrapped(tensors)
+    dialect = next((d for d in DIALECTS if any(d.is_spoken(name) for name, _ in names)), HUGGING_FACE)
+    found: dict[str, LazyTensor] = {}
+    origins: dict[str, Origin] = {}
+    for key, of_the_file in names:
+        if dialect.dropped(key):
             continue
-        name = dialect.rename(key)
-        if name in renamed:
-            raise CheckpointError(f"{source}: {key} and another of its keys both mean {name}")
-        renamed[name] = TurnedTensor(tensor) if dialect.turned(key) else tensor
-    return Translation(renamed, dialect.name, dropped)
+        renamed, turned = dialect.rename(key), dialect.turned(key)
+        whole = TurnedTensor(tensors[of_the_file]) if turned else tensors[of_the_file]
+        for name, tensor in _parts(whole, renamed, f"{source}: {of_the_file}"):
+            if name in origins:
+                raise CheckpointError(f"{source}: {of_the_file} and {origins[name].key} both mean {name}")
+            shape = tuple(reversed(tensor.shape)) if turned else tuple(tensor.shape)
+            found[name], origins[name] = tensor, Origin(of_the_file, shape, turned)
+    used = {origin.key for origin in origins.values()}
+    beside = [key for key in tensors if key not in used]
+    because = "of the training, not of the model"
+    dropped = (Entry(None, k, "dropped", tuple(tensors[k].shape), dtype_of(tensors[k]), because) for k in beside)
+    return Translation(found, origins, dialect.name, tuple(dropped))
+
+
+def _parts(tensor: LazyTensor, renamed: str | tuple[str, ...], source: str) -> list[tuple[str, LazyTensor]]:
+    if isinstance(renamed, str):
+        return [(renamed, tensor)]
+    if not tensor.shape or tensor.shape[0] % len(renamed):
+        raise CheckpointError(
+            f"{source} {list(tensor.shape)}: expected {len(renamed)} equal parts: {', '.join(renamed)}"
+        )
+    return [(name, PartTensor(tensor, number, len(renamed))) for number, name in enumerate(renamed)]

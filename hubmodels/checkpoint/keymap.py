@@ -6,39 +6,16 @@ as it is; FUSE, TRANSPOSE and ALIAS say what else happens. A row (None, DROP(nam
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .tensors import LazyTensor, TurnedTensor
-
-
-class Entry(NamedTuple):
-    """One line of the account. operation: loaded, fused, transposed, tied, dropped or new."""
-
-    ours: str | None
-    theirs: str | None
-    operation: str
-    shape: tuple[int, ...]
-    dtype: str
-    because: str = ""
-
-
-class Report(NamedTuple):
-    """Every key of the file and every parameter of the model, once each and accounted for."""
-
-    entries: tuple[Entry, ...]
-
-    def count(self, operation: str) -> int:
-        return sum(entry.operation == operation for entry in self.entries)
-
-    def __str__(self) -> str:
-        operations = dict.fromkeys(entry.operation for entry in self.entries)
-        return ", ".join(f"{self.count(operation)} {operation}" for operation in operations)
+from .report import Entry, Origin, dtype_of, origins_of
+from .tensors import LazyTensor, TurnedTensor, fill
 
 
 @dataclass(frozen=True)
@@ -49,8 +26,8 @@ class Operation:
     because: str = ""
     verb = "loaded"
 
-    def load(self, sources: list[LazyTensor]) -> Tensor:
-        return sources[0].read()
+    def load(self, sources: list[LazyTensor], dtype: torch.dtype) -> Tensor:
+        return _read(sources[0], dtype)
 
     def dump(self, ours: Tensor) -> list[Tensor]:
         return [ours]
@@ -62,13 +39,11 @@ class Operation:
 class Fuse(Operation):
     verb = "fused"
 
-    def load(self, sources: list[LazyTensor]) -> Tensor:
+    def load(self, sources: list[LazyTensor], dtype: torch.dtype) -> Tensor:
         """Read straight into the fused tensor: the parts are never in memory twice."""
-        if len({source.dtype for source in sources}) > 1:
-            return torch.cat([source.read() for source in sources])  # in the dtype that holds them all
-        fused = torch.empty(self.shape([s.shape for s in sources]), dtype=sources[0].dtype)
+        fused = torch.empty(self.shape([s.shape for s in sources]), dtype=dtype)
         for part, source in zip(fused.split([s.shape[0] for s in sources]), sources, strict=True):
-            source.read_into(part)
+            fill(part, source)
         return fused
 
     def dump(self, ours: Tensor) -> list[Tensor]:
@@ -81,8 +56,8 @@ class Fuse(Operation):
 class Transpose(Operation):
     verb = "transposed"
 
-    def load(self, sources: list[LazyTensor]) -> Tensor:
-        return TurnedTensor(sources[0]).read()
+    def load(self, sources: list[LazyTensor], dtype: torch.dtype) -> Tensor:
+        return _read(TurnedTensor(sources[0]), dtype)
 
     def dump(self, ours: Tensor) -> list[Tensor]:
         return [ours.t().contiguous()]
@@ -121,6 +96,15 @@ def DROP(theirs: str, because: str) -> Operation:
     return Drop((theirs,), because)
 
 
+def _read(tensor: LazyTensor, dtype: torch.dtype) -> Tensor:
+    """Mapped, where it is in its file as it is wanted."""
+    if tensor.dtype == dtype:
+        return tensor.read()
+    target = torch.empty(tensor.shape, dtype=dtype)
+    fill(target, tensor)
+    return target
+
+
 Row = tuple[str | None, str | Operation]
 _WILD = {"{i}": r"(?P<i>\d+)", "{wb}": r"(?P<wb>weight|bias)"}
 
@@ -154,35 +138,55 @@ class KeyMap:
     """
 
     def __init__(self, transformer: Iterable[Row], heads: Iterable[Row], prefix: tuple[str, str]):
-        rows = [*transformer, *heads]
-        self.rules = [Rule(ours, op if isinstance(op, Operation) else KEEP(op)) for ours, op in rows]
+        self._rows = transformer, heads = list(transformer), list(heads)
+        self.rules = [Rule(ours, op if isinstance(op, Operation) else KEEP(op)) for ours, op in (*transformer, *heads)]
         self.prefix = prefix
         self.optional = {str(ours).split(".")[0] for ours, op in heads if not isinstance(op, Operation)} | {"pooler"}
 
-    def load(
+    @cached_property
+    def native(self) -> "KeyMap":
+        """The table of a file that has our own names."""
+        kept = ([ours for ours, op in rows if ours and not isinstance(op, Alias)] for rows in self._rows)
+        transformer, heads = ([(ours, ours) for ours in rows] for rows in kept)
+        return KeyMap(transformer, heads, (self.prefix[0], self.prefix[0]))
+
+    def of_file(self, keys: Iterable[str]) -> "KeyMap":
+        """This table, or `native` if a key shows that the file has our own names."""
+        ours = any(self.native.find(key) and not self.find(key) for key in keys)
+        return self.native if ours else self
+
+    def find(self, key: str) -> "tuple[Rule, dict[str, str]] | None":
+        """The rule that knows a key of theirs, and its wildcards' values."""
+        bare = key.removeprefix(self.prefix[1])
+        found = ((rule, rule.find(bare)) for rule in self.rules)
+        return next(((rule, values) for rule, values in found if values is not None), None)
+
+    def match(
         self,
         theirs: Mapping[str, LazyTensor],
         wanted: Mapping[str, tuple[int, ...]],
         source: str,
         may_be_new: Iterable[str] = (),
         must_be_new: Iterable[str] = (),
-    ) -> tuple[dict[str, Tensor], Report]:
-        """The file's tensors under our names, and the account.
+        origins: Mapping[str, Origin] | None = None,
+    ) -> "Match":
+        """The file's tensors under our names, still in the file, and the account.
 
         theirs: the file's tensors, Hugging Face names, with or without the prefix.
         wanted: name -> shape of each parameter of the model.
         source: names the file in errors.
         may_be_new: parts of the model that start anew if the file has nothing at all for them.
         must_be_new: parts that start anew whatever the file has.
+        origins: what the file itself calls its tensors, if not so.
 
         Raises CheckpointError listing every key that no row knows, every parameter that the file lacks, and every
         shape that differs.
         """
-        account = _Account(self, theirs, wanted, source, set(must_be_new))
+        account = _Account(self, theirs, wanted, source, set(must_be_new), origins or origins_of(theirs))
         for key in theirs:
             account.place(key)
         account.settle({*may_be_new, *must_be_new})
-        return account.tensors(), Report(tuple(account.entries))
+        return account.match()
 
     def dump(self, ours: Mapping[str, Tensor], prefixed: bool) -> dict[str, Tensor]:
         """The table backwards: our tensors under their names. prefixed: whether theirs carry the family's prefix."""
@@ -195,11 +199,15 @@ class KeyMap:
                     break
             else:
                 raise CheckpointError(f"export: no row of the key map writes {name}")
-            in_transformer = bare.split(".")[0] not in self.optional or bare.startswith("pooler.")
-            prefix = self.prefix[1] if prefixed and in_transformer else ""
+            prefix = self.prefix[1] if prefixed and self.in_transformer(bare) else ""
             for template, part in zip(rule.operation.theirs, rule.operation.dump(tensor), strict=True):
                 theirs[prefix + _fill(template, match.groupdict())] = part
         return theirs
+
+    def in_transformer(self, bare: str) -> bool:
+        """Whether a parameter of ours, without prefix, is not a head's."""
+        part = bare.split(".")[0]
+        return part == "pooler" or part not in self.optional
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
@@ -208,12 +216,48 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return template
 
 
+class Match(Mapping[str, Tensor]):
+    """A file's tensors under our names, each read when it is asked for. entries: the account."""
+
+    def __init__(self, found, repeated, entries: Iterable[Entry], source: str):
+        self._found: dict[str, tuple[Operation, list[LazyTensor]]] = found
+        self._repeated: list[tuple[tuple[LazyTensor, str], tuple[LazyTensor, str]]] = repeated
+        self.entries, self._source = tuple(entries), source
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __contains__(self, name: object) -> bool:  # without reading it
+        return name in self._found
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """dtype None: the file's; of parts that differ in it, the one that holds them all."""
+        operation, sources = self._found[name]
+        return operation.load(sources, dtype or reduce(torch.promote_types, (source.dtype for source in sources)))
+
+    def check_repeats(self) -> None:
+        """Raises CheckpointError if a tensor that should repeat another differs from it."""
+        for (one, key), (other, of) in self._repeated:
+            repeated, original = one.read(), other.read()
+            if original.data_ptr() != repeated.data_ptr() and not torch.equal(original, repeated):
+                raise CheckpointError(
+                    f"{self._source}: {key} should repeat {of}, but its values differ. This checkpoint was trained "
+                    "with its output matrix untied, which this model cannot hold"
+                )
+
+
 class _Account:
     """The books of one load: first every key of theirs finds its row, then both sides are settled."""
 
-    def __init__(self, keymap: KeyMap, theirs, wanted, source: str, must_be_new: set[str]):
+    def __init__(self, keymap: KeyMap, theirs, wanted, source: str, must_be_new: set[str], origins):
         self.keymap, self.theirs, self.wanted, self.source = keymap, theirs, wanted, source
-        self.must_be_new = must_be_new
+        self.must_be_new, self.origins = must_be_new, origins
         self.bare_wanted = {name.removeprefix(keymap.prefix[0]): name for name in wanted}
         self.found: dict[str, tuple[Operation, dict[str, str]]] = {}  # our bare name -> operation, template -> key
         self.entries: list[Entry] = []
@@ -221,13 +265,10 @@ class _Account:
         self.problems: list[str] = []
 
     def place(self, key: str) -> None:
-        bare = key.removeprefix(self.keymap.prefix[1])
-        for rule in self.keymap.rules:
-            values = rule.find(bare)
-            if values is not None:
-                return self._apply(rule, key, values)
+        if found := self.keymap.find(key):
+            return self._apply(found[0], key, found[1])
         self.problems.append(
-            f"{key} {list(self.theirs[key].shape)} is in the file, but no row knows it{self._near(bare)}"
+            f"{self._said(key)} {list(self.origins[key].shape)} is in the file, but no row knows it{self._near(key)}"
         )
 
     def _apply(self, rule: Rule, key: str, values: dict[str, str]) -> None:
@@ -245,7 +286,8 @@ class _Account:
         bare = key.removeprefix(self.keymap.prefix[1])
         keys = self.found.setdefault(name, (operation, dict.fromkeys(filled, "")))[1]
         if keys[bare]:
-            self.problems.append(f"{keys[bare]} and {key} are both in the file and both mean {name}")
+            both = f"{self._said(keys[bare])} and {self._said(key)}"
+            self.problems.append(f"{both} are both in the file and both mean {name}")
         keys[bare] = key
         self._enter(self.bare_wanted.get(name), key, operation.verb)
 
@@ -265,7 +307,7 @@ class _Account:
                     f"{name} {list(self.wanted[name])} is in the model, but nothing in the file fills it"
                 )
         for bare in self.found.keys() - self.bare_wanted.keys():
-            keys = ", ".join(key for key in self.found[bare][1].values() if key)
+            keys = ", ".join(self._said(key) for key in self.found[bare][1].values() if key)
             self.problems.append(f"{keys} would be {bare}, which this model's config has no place for")
         if self.problems:
             raise CheckpointError(
@@ -274,28 +316,25 @@ class _Account:
                 + "\nCheck that config.json belongs to this file and that the entry point is the right family's"
             )
 
-    def tensors(self) -> dict[str, Tensor]:
-        loaded = {}
-        for bare, (operation, keys) in self.found.items():
-            loaded[self.bare_wanted[bare]] = operation.load([self.theirs[key] for key in keys.values()])
-        for name, key in self.aliases:
-            original, repeated = loaded[self.bare_wanted[name]], self.theirs[key].read()
-            if original.data_ptr() != repeated.data_ptr() and not torch.equal(original, repeated):
-                raise CheckpointError(
-                    f"{self.source}: {key} should repeat {self._key_of(name)}, but its values differ. This checkpoint "
-                    "was trained with its output matrix untied, which this model cannot hold"
-                )
-        return loaded
+    def match(self) -> Match:
+        found = {
+            self.bare_wanted[bare]: (operation, [self.theirs[key] for key in keys.values()])
+            for bare, (operation, keys) in self.found.items()
+        }
+        pairs = [(key, self._key_of(name)) for name, key in self.aliases]
+        repeated = [tuple((self.theirs[key], self._said(key)) for key in pair) for pair in pairs]
+        return Match(found, repeated, self.entries, self.source)
 
     def _settle_aliases(self) -> None:
         """A repeat without an original (decoder.weight with no word table) stands in for it."""
         for name, key in list(self.aliases):
             if name in self.found:
-                self._enter(self.bare_wanted[name], key, "tied", f"repeats {self._key_of(name)}")
+                self._enter(self.bare_wanted[name], key, "tied", f"repeats {self._said(self._key_of(name))}")
                 got, want = tuple(self.theirs[key].shape), tuple(self.wanted[self.bare_wanted[name]])
                 if got != want:
                     self.problems.append(
-                        f"{key}: expected {list(want)}, as {self._key_of(name)} which it repeats, got {list(got)}"
+                        f"{self._said(key)}: expected {list(want)}, as {self._said(self._key_of(name))} which it "
+                        f"repeats, got {list(got)}"
                     )
             else:
                 self.aliases.remove((name, key))
@@ -311,25 +350,33 @@ class _Account:
         shapes = [tuple(self.theirs[key].shape) for key in keys.values()]
         want = tuple(self.wanted[name])
         if any(s != shapes[0] for s in shapes):
-            parts = ", ".join(f"{key} {list(s)}" for key, s in zip(keys.values(), shapes, strict=True))
+            parts = ", ".join(f"{self._said(key)} {list(s)}" for key, s in zip(keys.values(), shapes, strict=True))
             self.problems.append(f"{parts}: expected parts of one shape, together {list(want)}, for {name}")
         elif (got := operation.shape(shapes)) != want:
             is_head = bare.split(".")[0] in self.keymap.optional - {"pooler"}
             hint = " (head_seed=0 starts this head anew)" if is_head else ""
-            self.problems.append(f"{', '.join(keys.values())}: expected {list(want)} for {name}, got {list(got)}{hint}")
+            said = ", ".join(map(self._said, keys.values()))
+            self.problems.append(f"{said}: expected {list(want)} for {name}, got {list(got)}{hint}")
         for key in keys.values():
             if not (dtype := self.theirs[key].dtype).is_floating_point:
-                self.problems.append(f"{key}: expected floating point numbers for {name}, got {dtype}")
+                self.problems.append(f"{self._said(key)}: expected floating point numbers for {name}, got {dtype}")
 
     def _key_of(self, name: str) -> str:
         return next(iter(self.found[name][1].values()))
 
     def _enter(self, ours: str | None, key: str, operation: str, because: str = "") -> None:
-        tensor = self.theirs[key]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self.entries.append(Entry(ours, key, operation, tuple(tensor.shape), dtype, because))
+        origin = self.origins[key]
+        if origin.turned and ours is not None:
+            operation = "transposed" if operation == "loaded" else f"transposed and {operation}"
+        self.entries.append(Entry(ours, origin.key, operation, origin.shape, dtype_of(self.theirs[key]), because))
+
+    def _said(self, key: str) -> str:
+        """A tensor as its file calls it, and as Hugging Face does."""
+        theirs = self.origins[key].key
+        return theirs if theirs == key else f"{theirs} ({key})"
 
     def _near(self, key: str) -> str:
+        key = key.removeprefix(self.keymap.prefix[1])
         names = [theirs for rule in self.keymap.rules for theirs in rule.operation.theirs]
         near = difflib.get_close_matches(re.sub(r"\.\d+\.", ".{i}.", key), names, n=1)
         return f" (the nearest row is {near[0]})" if near else ""

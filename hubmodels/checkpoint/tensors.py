@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +54,26 @@ class MappedTensor:
             read_bytes(self.path, self.begin, bytes_of(target))
         else:
             target.copy_(self.read())
+
+
+def fill(target: Tensor, tensor: LazyTensor) -> None:
+    """Read a tensor into a contiguous one of its shape, whatever its dtype."""
+    if tensor.dtype == target.dtype:
+        tensor.read_into(target)
+    else:
+        theirs = scratch(tensor.shape, tensor.dtype)
+        tensor.read_into(theirs)
+        target.copy_(theirs)
+
+
+def scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a moment, in a mapping of its own that goes back to the system at once. A freed piece of the heap
+    would stay as a hole between the parameters.
+    """
+    count = math.prod(shape)
+    if count * dtype.itemsize < mmap.PAGESIZE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def extent(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> int:
@@ -139,9 +160,31 @@ class TurnedTensor:
         return target
 
     def read_into(self, target: Tensor) -> None:
-        """By way of memory that is taken after the target's, so that it leaves no hole when it is given back. Pages of
-        a mapped file would stay beside the turned copy.
-        """
-        theirs = torch.empty(self.tensor.shape, dtype=self.dtype)
+        """Not by way of a mapped file, whose pages would stay beside the turned copy."""
+        theirs = scratch(self.tensor.shape, self.dtype)
         self.tensor.read_into(theirs)
         target.copy_(theirs.t())
+
+
+@dataclass(frozen=True)
+class PartTensor:
+    """One of `count` equal parts of a tensor, along its first dimension."""
+
+    tensor: LazyTensor
+    number: int
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.tensor.shape[0] // self.count, *self.tensor.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def read(self) -> Tensor:
+        rows = self.shape[0]
+        return self.tensor.read()[self.number * rows : (self.number + 1) * rows]
+
+    def read_into(self, target: Tensor) -> None:
+        target.copy_(self.read())

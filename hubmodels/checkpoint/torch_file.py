@@ -35,40 +35,88 @@ class _Saved(NamedTuple):
     dtype: torch.dtype
 
 
-class _Stranger(Exception):
-    """The name of a function or class that is no part of a tensor."""
+class _Stranger:
+    """Where an object stood that is no part of a tensor, and that only code would make. name: of its class or function.
+
+    Nothing is called, and what would have been put into it is dropped.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+class _Refused(Exception):
+    """Why a file that may well be whole is not read."""
+
+
+_LONGEST_PATH = 1000
+_WAY_OUT = "If you trust where it comes from, load it there and save its state_dict() alone"
 
 
 def read_torch(path: Path) -> dict[str, MappedTensor]:
-    """A state dict saved by torch.save, in today's zip format or the one before torch 1.6.
+    """The tensors that torch.save saved, in today's zip format or the one before torch 1.6.
 
-    The pickle in it is not given to torch.load: under `weights_only` too, there are files that make it crash, hang,
-    ask for any amount of memory, or take one tensor's bytes for another's.
+    Of dicts and lists in dicts, such as a training's checkpoint, a tensor's name is its path: state_dict.pooler.weight.
+    What else there is beside tensors is left out. The pickle is not given to torch.load: under `weights_only` too,
+    there are files that make it crash, hang, ask for any amount of memory, or take one tensor's bytes for another's.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             content, places = _zipped(file, data) if data[:4] == b"PK\3\4" else _legacy(data)
-    except _Stranger as stranger:
-        raise CheckpointError(
-            f"{path}: refused, because it holds more than tensors and would have to run code to load "
-            f"({stranger}). If you trust where it comes from, load it there and save its state_dict() alone"
-        ) from None
+        tensors = _flat(content) if isinstance(content, dict) else {}
+    except _Refused as refused:
+        raise CheckpointError(f"{path}: refused, because {refused}. {_WAY_OUT}") from None
     except Exception as error:  # a damaged file makes the parsers stumble in a dozen ways
         reason = str(error)[:200] or type(error).__name__
         raise CheckpointError(
             f"{path}: not a PyTorch checkpoint, or a truncated one: {reason}. Fetch it again"
         ) from None
+    if isinstance(content, _Stranger):
+        raise CheckpointError(
+            f"{path}: refused, because it holds a whole object, a {content.name}, whose code would have to run. "
+            f"{_WAY_OUT}"
+        )
     if not isinstance(content, dict):
         kind = "Tensor" if isinstance(content, _Saved) else type(content).__name__
         raise CheckpointError(f"{path}: expected a state dict, name -> tensor, got a {kind}")
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, _Saved)]
-    if strangers:
-        raise CheckpointError(
-            f"{path}: expected a state dict, name -> tensor; not tensors: {', '.join(strangers[:9])}. If one of them "
-            "is the model's state dict, load the file and save that one alone"
-        )
+    if content and not tensors:
+        kinds = {name: getattr(value, "name", type(value).__name__) for name, value in content.items()}
+        found = ", ".join(f"{name}, a {kind}" for name, kind in list(kinds.items())[:9])
+        raise CheckpointError(f"{path}: expected a state dict, name -> tensor; got no tensor, but {found}. {_WAY_OUT}")
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    return {str(name): _mapped(path, storage, str(name), saved, places) for name, saved in content.items()}
+    return {name: _mapped(path, storage, name, saved, places) for name, saved in tensors.items()}
+
+
+def _flat(content: dict[Any, Any]) -> dict[str, _Saved]:
+    """Tensors by their paths, which have an end. A dict or list counts once: a short file could hold the same one a
+    million times, or itself.
+    """
+    tensors: dict[str, _Saved] = {}
+    waiting: list[tuple[str, Any]] = [("", content)]
+    seen = set()
+    for path, value in waiting:  # it grows on the way
+        if isinstance(value, _Saved):
+            if path in tensors:
+                raise ValueError(f"two of its tensors are called {path}")
+            tensors[path] = value
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            held = [(str(name), each) for name, each in pairs if isinstance(each, _Saved | dict | list)]
+            short = [(name, each) for name, each in held if len(path) + len(name) < _LONGEST_PATH]
+            waiting += [(f"{path}.{name}" if path else name, each) for name, each in short]
+            if isinstance(value, dict) and all(isinstance(each, _Saved | _Stranger) for each in value.values()):
+                _check_state_dict(path, value)
+    return tensors
+
+
+def _check_state_dict(path: str, content: dict[Any, Any]) -> None:
+    """An object among tensors, and nothing else, is likely to be a tensor too, of a kind that is not read."""
+    strangers = {name: value.name for name, value in content.items() if isinstance(value, _Stranger)}
+    if strangers and len(strangers) < len(content):
+        name, kind = next(iter(strangers.items()))
+        where = f"{path}.{name}" if path else str(name)
+        raise _Refused(f"{where} is a {kind}, whose code would have to run")
 
 
 def _mapped(path: Path, storage: Any, name: str, saved: _Saved, places: dict[str, tuple[int, int]]) -> MappedTensor:
@@ -106,17 +154,17 @@ def _zipped(file: IO[bytes], data: mmap.mmap) -> tuple[Any, dict[str, tuple[int,
                 raise ValueError(f"{info.filename} is damaged")
     if "data.pkl" not in texts or texts["byteorder"] != b"little":
         raise ValueError("there is no data.pkl in it, or its numbers are big-endian")
-    content = _unpickle(io.BytesIO(texts["data.pkl"]))
+    content = _unpickle(io.BytesIO(texts["data.pkl"]), [])
     return content, {name.removeprefix("data/"): place for name, place in places.items()}
 
 
 def _legacy(data: mmap.mmap) -> tuple[Any, dict[str, tuple[int, int]]]:
     """Five pickles, of which the fourth is the content, then the storages, each after the count of its numbers."""
-    magic, version, _machine, content, keys = (_unpickle(data) for _ in range(5))
+    storages: list[_Storage] = []
+    magic, version, _machine, content, keys = (_unpickle(data, storages) for _ in range(5))
     if magic != 0x1950A86A20F9469CFC6C or version != 1001:
         raise ValueError("it does not begin as one does")
-    saved = [value for value in content.values() if isinstance(value, _Saved)] if isinstance(content, dict) else []
-    widths = {tensor.storage.key: tensor.storage.dtype.itemsize for tensor in saved}
+    widths = {storage.key: storage.dtype.itemsize for storage in storages}
     at, places = data.tell(), {}
     for key in keys:
         if not isinstance(key, str) or key not in widths:  # a stranger's: where it ends is not known, nor of use
@@ -128,14 +176,19 @@ def _legacy(data: mmap.mmap) -> tuple[Any, dict[str, tuple[int, int]]]:
     return content, places
 
 
-_TO_MARK = {"TUPLE", "APPENDS", "SETITEMS"}  # operations that take from the stack all that is above a mark
-_TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BINPERSID": 1, "REDUCE": 2, "BUILD": 1}
+_TO_MARK = {"TUPLE", "APPENDS", "SETITEMS", "POP_MARK"}  # operations that take from the stack all that is above a mark
+_TAKEN = {
+    **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BINPERSID": 1},
+    **{"REDUCE": 2, "NEWOBJ": 2, "BUILD": 1, "POP": 1},
+}
+_ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "BINSTRING", "SHORT_BINSTRING"}
 _MADE = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-def _unpickle(stream: Any) -> Any:
-    """The object of the stream's next pickle. Only what is in `_NAMES` is called, so no code of the file's runs.
+def _unpickle(stream: Any, storages: list[_Storage]) -> Any:
+    """The object of the stream's next pickle. Only what is in `_NAMES` is called, so no code of the file's runs; what
+    else it would make is a `_Stranger`. storages: to be filled with those that it names.
 
     The operations are those that torch.save writes. Source: Python's pickletools, which parts and describes them.
     """
@@ -154,7 +207,9 @@ def _unpickle(stream: Any) -> Any:
             case "MARK":
                 marks.append(stack)
                 stack = []
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINSTRING":
+            case "POP" | "POP_MARK":
+                pass
+            case _ if name in _ARGUMENTS:
                 stack.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append(_CONSTANTS[name])
@@ -162,6 +217,8 @@ def _unpickle(stream: Any) -> Any:
                 stack.append(_MADE[name]())
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(items))
+            case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS" | "BUILD" if isinstance(stack[-1], _Stranger):
+                pass
             case "APPEND" | "APPENDS":
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
@@ -171,11 +228,12 @@ def _unpickle(stream: Any) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                if argument not in _NAMES:
-                    raise _Stranger(str(argument).replace(" ", ".")[:200])
-                stack.append(_NAMES[argument])
+                stack.append(_NAMES.get(str(argument)) or _Stranger(str(argument).replace(" ", ".")[:200]))
             case "BINPERSID":
                 stack.append(_storage(*items[0]))
+                storages += [stack[-1]] if isinstance(stack[-1], _Storage) else []
+            case "REDUCE" | "NEWOBJ" if isinstance(items[0], _Stranger):
+                stack.append(_Stranger(items[0].name))
             case "REDUCE" if callable(items[0]):  # else Python's error would print it, and it may have 2^60 leaves
                 stack.append(items[0](*items[1]))
             case "BUILD" if isinstance(stack[-1], dict):
@@ -188,11 +246,11 @@ def _unpickle(stream: Any) -> Any:
 
 
 def _dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Names and numbers are the only keys: a deep tuple could take for ever to hash, or end the stack."""
+    """Names and numbers are the only keys of tensors; a deep tuple could take for ever to hash, or end the stack."""
     pairs = list(pairs)
-    if not all(isinstance(key, str | int) for key, _ in pairs):
-        raise ValueError("a key is neither a name nor a number")
-    return dict(pairs)
+    if any(isinstance(value, _Saved) and not isinstance(key, str | int) for key, value in pairs):
+        raise ValueError("a tensor's key is neither a name nor a number")
+    return {key: value for key, value in pairs if isinstance(key, str | int)}
 
 
 def _ordered(pairs: Any = None) -> dict[Any, Any]:
@@ -204,7 +262,10 @@ def _ordered(pairs: Any = None) -> dict[Any, Any]:
     return made
 
 
-def _storage(kind: str, dtype: Any, key: Any, _location: str, count: Any, view: None = None) -> _Storage:
+def _storage(kind: str, dtype: Any, key: Any, _location: str, count: Any = None, view: None = None) -> Any:
+    """Of a class that is not known, and of a whole module, whose class the format before torch 1.6 keeps here, none."""
+    if isinstance(dtype, _Stranger):
+        return dtype
     if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str) or view is not None:
         raise ValueError("a storage is not described as torch.save describes one")
     if not is_shape([count]):
@@ -212,8 +273,10 @@ def _storage(kind: str, dtype: Any, key: Any, _location: str, count: Any, view: 
     return _Storage(dtype, key, count)
 
 
-def _rebuild(storage: Any, first: Any, shape: Any, stride: Any, _grad=None, _hooks=None, flags=None) -> _Saved:
+def _rebuild(storage: Any, first: Any, shape: Any, stride: Any, _grad=None, _hooks=None, flags=None) -> Any:
     """`flags` would say that the numbers are to be negated or conjugated."""
+    if isinstance(storage, _Stranger):
+        return storage
     right = isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(stride, tuple) and not flags
     if not right or len(shape) != len(stride) or not all(map(is_shape, (shape, [first], *([n] for n in stride)))):
         raise ValueError("a tensor is not described as torch.save describes one")
@@ -224,7 +287,8 @@ def _rebuild_as(storage: Any, first: Any, shape: Any, stride: Any, grad: Any, ho
     """The same with a dtype that has no class of storages."""
     if not isinstance(dtype, torch.dtype):
         raise ValueError("a tensor's dtype is none")
-    return _rebuild(storage, first, shape, stride, grad, hooks, flags)._replace(dtype=dtype)
+    saved = _rebuild(storage, first, shape, stride, grad, hooks, flags)
+    return saved if isinstance(saved, _Stranger) else saved._replace(dtype=dtype)
 
 
 def _parameter(tensor: Any, _grad: Any, _hooks: Any, _state: Any = None) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import HubModelsError
-from . import tasks, weights
+from . import checkpoints, tasks, weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,5 +39,6 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     weights.add_commands(command)
+    checkpoints.add_commands(command)
     tasks.add_commands(command)
     return parser

@@ -1,34 +1,50 @@
-"""Which entry points belong to a family, for code that is given any checkpoint."""
+"""What belongs to each family, for code that is given any checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..families.bert import FAMILY as BERT
-from ..families.gpt import FAMILY as GPT
-from ..families.gpt2 import FAMILY as GPT2
-from ..loading import model_type_of
+from ..checkpoint.config import Family
+from ..families import bert, gpt, gpt2
+from ..loading import AnyModel, model_type_of
 from .bert import bertModel, bertTokenizer
-from .gpt import gpt, gptModel, gptTokenizer
-from .gpt2 import gpt2, gpt2Model, gpt2Tokenizer
+from .gpt import gpt as gptLanguageModel
+from .gpt import gptModel, gptTokenizer
+from .gpt2 import gpt2 as gpt2LanguageModel
+from .gpt2 import gpt2Model, gpt2Tokenizer
 
 
 class EntryPoints(NamedTuple):
-    """language_model: None in a family that has none."""
+    """classes: of two that fit a checkpoint equally well the first is the likelier. language_model: None in a family
+    that has none.
+    """
 
+    family: Family
+    classes: tuple[type[AnyModel], ...]
     model: Callable[..., Any]
     tokenizer: Callable[..., Any]
     language_model: Callable[..., Any] | None = None
 
 
+_BERTS = (
+    *(bert.BertModel, bert.BertForPreTraining, bert.BertForMaskedLM, bert.BertForNextSentencePrediction),
+    *(bert.BertForSequenceClassification, bert.BertForTokenClassification, bert.BertForQuestionAnswering),
+    bert.BertForMultipleChoice,
+)
+_GPTS = gpt.Gpt, gpt.GptDoubleHeads, gpt.GptModel
+_GPT2S = gpt2.Gpt2, gpt2.Gpt2Model
 ENTRY_POINTS = {
-    BERT.name: EntryPoints(bertModel, bertTokenizer),
-    GPT.name: EntryPoints(gptModel, gptTokenizer, gpt),
-    GPT2.name: EntryPoints(gpt2Model, gpt2Tokenizer, gpt2),
+    bert.FAMILY.name: EntryPoints(bert.FAMILY, _BERTS, bertModel, bertTokenizer),
+    gpt.FAMILY.name: EntryPoints(gpt.FAMILY, _GPTS, gptModel, gptTokenizer, gptLanguageModel),
+    gpt2.FAMILY.name: EntryPoints(gpt2.FAMILY, _GPT2S, gpt2Model, gpt2Tokenizer, gpt2LanguageModel),
 }
+
+
+def family_named(said: str) -> str:
+    """The manifest's name for what a config.json calls a family; what it says if that is none of ours."""
+    return {each.family.config.MODEL_TYPE: name for name, each in ENTRY_POINTS.items()}.get(said, said)
 
 
 def family_of(weights: str | Path) -> str:
     """The manifest's name for the family of a checkpoint; what its config.json says if that is none of ours."""
-    said = model_type_of(weights)
-    return {family.config.MODEL_TYPE: family.name for family in (BERT, GPT, GPT2)}.get(said, said)
+    return family_named(model_type_of(weights))

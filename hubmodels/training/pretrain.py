@@ -17,7 +17,7 @@ import torch
 from ..families.bert import BertConfig, BertForPreTraining
 from ..heads import IGNORED
 from ..layers import initialise
-from ..loading import export
+from ..saving import export
 from ..tokenizers import WordPieceTokenizer, train_word_piece
 from .data import Corpus, PretrainingBatches, read_books, sentences
 from .loop import add_arguments, split_books, train

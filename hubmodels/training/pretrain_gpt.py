@@ -17,7 +17,7 @@ import torch
 from ..errors import InputError
 from ..families.gpt import Gpt, GptConfig
 from ..layers import initialise
-from ..loading import export
+from ..saving import export
 from ..tasks import perplexity
 from ..tokenizers import BytePairTokenizer, train_byte_pair
 from .data import LanguageModelBatches, read_books
