@@ -117,8 +117,8 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 AT_START = {"torch", "typing_extensions"}  # third-party packages that may be imported before they are needed
-# Four afternoons: what one reads to understand the models, from a name to a number; the formats of files; what becomes of
-# whole checkpoints; and how the bytes got here. Training is none of them.
+# Four afternoons: what one reads to understand the models, from a name to a number; the formats of files; what becomes
+# of whole checkpoints; and how the bytes got here. Training is none of them.
 FORMATS = {f"checkpoint.{name}" for name in ("tensors", "readers", "torch_file", "tensorflow_file", "dialects")}
 STORE = {"store", "kit", "verification", "pinning", "cli"}
 CHECKPOINTS = {"local", "saving", "conversion", "vocabulary"}

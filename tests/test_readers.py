@@ -377,7 +377,7 @@ BAD_PICKLES = {  # the pairs of a dict, and the reason
     "a tuple that is called": (A + LEAVES + b"NR", "its pickle has REDUCE, which torch.save does not write there"),
     "a sparse tensor": (
         A + call(b"torch._utils._rebuild_sparse_tensor"),
-        "got no tensor, but a, a torch._utils._rebuild_sparse_tensor",
+        "a, a torch._utils._rebuild_sparse_tensor",
     ),
     "a quantised tensor": (A + pickled(16, (16,), kind=b"QInt8"), "got no tensor, but a, a torch.QInt8Storage"),
     "pairs in a list, as Python 2 saved them": (
