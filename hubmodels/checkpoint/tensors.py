@@ -42,8 +42,12 @@ class MappedTensor:
     stride: tuple[int, ...] | None = None  # None: contiguous
 
     def read(self) -> Tensor:
+        if self.begin % self.dtype.itemsize and self.stride is None:  # no format promises alignment
+            target = torch.empty(self.shape, dtype=self.dtype)
+            self.read_into(target)
+            return target
         part = self.storage[self.begin : self.begin + extent(self.shape, self.stride) * self.dtype.itemsize]
-        if part.data_ptr() % self.dtype.itemsize:  # no format promises alignment
+        if self.begin % self.dtype.itemsize:
             part = part.clone()
         numbers = torch.empty(0, dtype=self.dtype).set_(part)
         return numbers.view(self.shape) if self.stride is None else numbers.as_strided(self.shape, self.stride)
