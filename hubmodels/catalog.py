@@ -17,6 +17,7 @@ _MANIFESTS = (_PACKAGE.parent / "weights_manifest.json", _PACKAGE / "weights_man
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HOST = r"https://[A-Za-z0-9][A-Za-z0-9.-]*|http://(127\.0\.0\.1|localhost|\[::1\])"
 _ADDRESS = re.compile(rf"({_HOST})(:\d{{1,5}})?(/[\w.%+~-]+)*", re.ASCII)
+_WEIGHTS = re.compile(r"\.safetensors$|\.bin$|\.npy$|params_shapes\.json$|\.index$|\.data-\d{5}-of-\d{5}$")
 SCHEMA = 1
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # the only hosts that plain http is spoken with
 
@@ -56,7 +57,7 @@ class File:
 
     @property
     def is_weights(self) -> bool:
-        return self.filename.endswith((".safetensors", ".bin", ".npy", "params_shapes.json"))
+        return _WEIGHTS.search(self.filename) is not None
 
     @property
     def digest(self) -> str:

@@ -1,6 +1,7 @@
 """The manifest: the real one against its schema, the records of pins and the models; bad ones refused."""
 
 import copy
+import hashlib
 import importlib
 import json
 from pathlib import Path
@@ -89,6 +90,34 @@ def test_megabytes_of_an_unpublished_size_are_four_bytes_a_parameter():
     assert known.megabytes == known.weights[0].size / 1e6
 
 
+GOOGLES = {"bert-large-cased": 24, "bert-base-multilingual-uncased": 12}  # and the number of layers
+
+
+@pytest.mark.parametrize("name", GOOGLES)
+def test_googles_own_archives_are_members_side_by_side(name):
+    """The data file has to be where the index is, and the config is the one whose digest is on record."""
+    record = catalog.lookup(name)
+    directory = Path(record.files[0].source).stem
+    names = ["bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"]
+    assert [file.filename for file in record.weights] == [f"{directory}/{each}" for each in names]
+    assert record.tokenizer["file"] == f"{directory}/vocab.txt"
+    assert all(file.is_member and file.revision is None for file in record.files)
+    assert (record.dialect, record.config["num_hidden_layers"]) == ("tensorflow", GOOGLES[name])
+    assert f"bert_config.json there, {hashlib.sha256(googles_config(record).encode()).hexdigest()[:8]}" in record.notes
+    if (SHARED / "weights" / "pins.json").is_file():
+        pins = json.loads((SHARED / "weights" / "pins.json").read_text(encoding="utf-8"))
+        (pin,) = (p for p in pins if p.get("filename") == "bert_config.json" and p.get("url") == record.files[0].source)
+        assert hashlib.sha256(googles_config(record).encode()).hexdigest() == pin["sha256"]
+
+
+def googles_config(record) -> str:
+    """bert_config.json as Google wrote it for those two: sorted, with a blank after each comma."""
+    pooler = {"pooler_fc_size": 768, "pooler_num_attention_heads": 12, "pooler_num_fc_layers": 3}
+    pooler |= {"directionality": "bidi", "pooler_size_per_head": 128, "pooler_type": "first_token_transform"}
+    ours = {key: value for key, value in record.config.items() if key not in ("layer_norm_eps", "pad_token_id")}
+    return json.dumps({**ours, **pooler}, indent=2, sort_keys=True, separators=(", ", ": ")) + "\n"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_pin_has_a_record_or_its_bytes(name):
     record = catalog.manifest()[name]
@@ -112,6 +141,9 @@ def test_every_pin_has_a_record_or_its_bytes(name):
 
 def is_pin_of(pin: dict, file) -> bool:
     """Whether a record of pins is about this file, and has its digest and size."""
+    if file.is_member:  # of Google's bucket; the record names it without its directory
+        expected = {"url": file.source, "filename": Path(file.filename).name, "sha256": file.sha256}
+        return all(pin.get(key) == value for key, value in expected.items()) and "size" not in pin
     prefix = "https://raw.githubusercontent.com/"
     repository = f"github:{file.source.removeprefix(prefix)}" if file.is_url else file.source
     expected = {"repo_id": repository, "revision": file.revision, "filename": file.filename, "size": file.size}
@@ -166,7 +198,7 @@ def test_the_catalog_entry_point_says_the_same():
     assert [row["name"] for row in rows] == NAMES
     for row in rows:
         entry = CONTENT["weights"][row["name"]]
-        weights = next(f for f in entry["files"] if f["filename"].endswith((".safetensors", ".bin", ".npy")))
+        weights = entry["files"][0]
         assert row["megabytes"] == round((weights["size"] or entry["parameters"] * 4) / 1e6, 1)
         assert row["revision"] == weights["revision"]
         assert {key: entry[key] for key in ("family", "parameters", "licence")}.items() <= row.items()

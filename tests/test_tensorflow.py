@@ -1,14 +1,20 @@
 """TensorFlow's checkpoints: what TensorFlow 2.21 wrote (fixtures/make_tensorflow.py), and what is said of damage."""
 
+import hashlib
+import importlib
+import io
+import json
 import shutil
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from servers import FakeHub
 
 import hubmodels
 from hubmodels.checkpoint import tensorflow_file
@@ -246,3 +252,51 @@ def test_an_unknown_compression_is_told(copy):
     path = copy("one") / INDEX
     repacked(path, 7, bytes)
     assert "is compressed with method 7" in refusal(path)
+
+
+# --- By name, as members of an archive
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """A server that has the archive as Google published its own, and a manifest that pins its members."""
+    catalog = importlib.import_module("hubmodels.catalog")
+    fake = FakeHub()
+    content = {path.name: path.read_bytes() for path in (FIXTURES / "tensorflow" / "three").iterdir()}
+    content["vocab.txt"] = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "sea"]).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(f"tiny_L-2/{name}", data)
+    url = fake.put("bert_models/tiny_L-2.zip", buffer.getvalue())
+    names = [INDEX, *sorted(name for name in content if ".data-" in name), "vocab.txt"]
+    files = (catalog.File(url, None, f"tiny_L-2/{n}", None, hashlib.sha256(content[n]).hexdigest()) for n in names)
+    record = catalog.Record(
+        name="tiny-bert",
+        family="bert",
+        config=json.loads(content["bert_config.json"]),
+        tokenizer={"file": "tiny_L-2/vocab.txt", "lower_case": True},
+        files=tuple(files),
+        dialect="tensorflow",
+        licence="MIT",
+        homepage="h",
+        citation="c",
+        parameters=3172 - 37,
+        check={"none": "made for this test"},
+    )
+    monkeypatch.setattr(catalog, "manifest", lambda path=None: {"tiny-bert": record})
+    with fake.running(monkeypatch):
+        yield fake
+
+
+def test_members_of_googles_archive_are_fetched_and_loaded_by_name(published):
+    model = hubmodels.bertForPreTraining("tiny-bert", progress=False)
+    want = dict(hubmodels.bertForPreTraining(FIXTURES / "tensorflow" / "one").named_parameters())
+    assert all(torch.equal(parameter, want[name]) for name, parameter in model.named_parameters())
+    names = [file.path.name for file in model.provenance.files]
+    assert names == [INDEX, *(f"bert_model.ckpt.data-{number:05d}-of-00003" for number in range(3))]
+    assert all(file.pinned for file in model.provenance.files)
+    assert hubmodels.bertTokenizer("tiny-bert", progress=False)("sea")["input_ids"].tolist() == [[2, 5, 3]]
+    requests = len(published.requests)
+    hubmodels.bertModel("tiny-bert", progress=False)
+    assert len(published.requests) == requests
