@@ -20,7 +20,7 @@ from .checkpoint.report import Report
 from .errors import CatalogError, CheckpointError, InputError
 from .heads import Model
 from .hub.families import ENTRY_POINTS, EntryPoints, family_named
-from .loading import Checkpoint, FileContent, find_checkpoint, load_tokenizer, new_model, read_content
+from .loading import Checkpoint, FileContent, check_dtype, find_checkpoint, load_tokenizer, new_model, read_content
 from .local import has_tokenizer, local_path, local_tokenizer
 from .saving import LARGEST_FILE, Contents, save
 from .tokenizers import Tokenizer
@@ -78,6 +78,8 @@ def convert(
 
     dtype: None keeps what the file has, bit for bit. Returns the account of what was read.
     """
+    if dtype is not None:
+        check_dtype(dtype)
     with opened(weights, cache_dir=cache_dir, progress=progress) as found:
         tensors = {name: found.tensors.read(name, dtype) for name in found.tensors}
         contents = dataclasses.replace(found.contents, tensors=tensors)
@@ -101,7 +103,7 @@ def average(
         and tokenizer are the first's.
     Source: Izmailov 2018, Wortsman 2022 (model soups). Raises InputError if they are not of one shape.
     """
-    parts = [1 / len(weights)] * len(weights) if shares is None else list(shares)
+    parts = [1 / max(len(weights), 1)] * len(weights) if shares is None else list(shares)
     if not weights or len(parts) != len(weights) or not math.isclose(sum(parts), 1, abs_tol=1e-6):
         raise InputError(f"shares = {parts}: expected one for each of {len(weights)} checkpoints, together 1")
     with ExitStack() as stack:
@@ -234,13 +236,14 @@ def _class_and_shapes(
             labels = tensor.shape[0] if ours.startswith("classifier.") and tensor.shape else labels
     cls = _class_of(entries, parts, published)
     wanted: dict[str, tuple[int, ...]] = {}
-    with torch.device("meta"):
-        for each in entries.classes:
-            for name, parameter in new_model(each, config, labels).named_parameters():
-                bare = name.removeprefix(keys.prefix[0])
-                prefix = keys.prefix[0] if issubclass(cls, Model) and keys.in_transformer(bare) else ""
-                if bare.split(".")[0] in parts or bare.split(".")[0] not in keys.optional:
-                    wanted.setdefault(prefix + bare, tuple(parameter.shape))
+    for each in entries.classes:
+        for name, parameter in new_model(
+            each, config, labels
+        ).named_parameters():  # takes no memory: nothing is written
+            bare = name.removeprefix(keys.prefix[0])
+            prefix = keys.prefix[0] if issubclass(cls, Model) and keys.in_transformer(bare) else ""
+            if bare.split(".")[0] in parts or bare.split(".")[0] not in keys.optional:
+                wanted.setdefault(prefix + bare, tuple(parameter.shape))
     return cls, wanted
 
 

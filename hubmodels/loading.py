@@ -169,8 +169,7 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     if unknown:
         raise InputError(f"unknown option {', '.join(unknown)}; options are {', '.join(sorted(known))}")
     dtype = options.get("dtype") or torch.float32
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype = {dtype!r}: expected a floating point type, such as torch.bfloat16")
+    check_dtype(dtype)
     with find_checkpoint(weights, family) as checkpoint:
         model: M = _build(cls, family, checkpoint, options)
         device = options.get("device")
@@ -189,6 +188,12 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
     model.provenance = origin
     model.eval()
     return model
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises InputError unless parameters can be of it."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype = {dtype!r}: expected a floating point type, such as torch.bfloat16")
 
 
 def load_tokenizer(
