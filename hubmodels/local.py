@@ -1,5 +1,6 @@
 """A path -> the checkpoint there: its config, the files of its weights, its tokenizer. Archives are unpacked for it."""
 
+import errno
 import json
 import os
 import re
@@ -7,7 +8,6 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from .catalog import manifest
-from .errors import CatalogError, CheckpointError, ConfigError, InputError
+from .errors import CatalogError, CheckpointError, ConfigError, HubModelsError, InputError
 from .tokenizers import Tokenizer, read_tokenizer
 
 NATIVE_WEIGHTS = "hubmodels.safetensors"  # under our own names, which no other library would understand
@@ -31,7 +31,7 @@ _CONFIGS = ("config.json", "bert_config.json")  # the second is Google's, beside
 _OPENAI_SHAPES = "params_shapes.json"  # beside OpenAI's shards, which come without a config.json
 _OPENAI_FILE = re.compile(r"params_(\d+\.npy|shapes\.json)")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-_MEMBER = re.compile(r"[^.].*\.(json|txt|bpe|safetensors|bin|npy|index|data-\d{5}-of-\d{5})")
+_MEMBER = re.compile(r"[^.\0][^\0]*\.(json|txt|bpe|safetensors|bin|npy|index|data-\d{5}-of-\d{5})", re.DOTALL)
 _LONGEST_TEXT = 64 << 20  # bytes of a config or a vocabulary
 
 
@@ -66,26 +66,47 @@ def unpacked(path: Path, texts_only: bool = False) -> Iterator[Path]:
     """The path itself; of an archive, a directory with its files, which is removed in the end.
 
     texts_only: the weights are not needed. Raises CheckpointError for a damaged archive, and for one of several models.
+    Errors of what is done with the files name the archive.
     """
-    if not path.is_file() or not path.name.endswith(_ARCHIVES):
+    if not path.is_file() or not path.name.lower().endswith(_ARCHIVES) or _is_of_torch(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="hubmodels-") as made:
         try:
             _unpack(path, Path(made), _LONGEST_TEXT if texts_only else None)
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except HubModelsError:
+            raise
+        except Exception as error:  # a damaged archive makes the libraries stumble in a dozen ways
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise _no_place(path, made, str(error)) from None
             raise CheckpointError(f"{path}: not an archive, or a damaged one: {error}. Fetch it again") from None
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: cannot be unpacked into {made}: {error}; TMPDIR names another place, or unpack it yourself"
-            ) from None
-        yield Path(made)
+        try:
+            yield Path(made)
+        except HubModelsError as error:
+            text = str(error).replace(f"{made}{os.sep}", f"{path}: ").replace(made, str(path))
+            raise type(error)(text) from None
+
+
+def _no_place(path: Path, directory: str | Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be unpacked into {directory}: {why}; TMPDIR names another place, or unpack it yourself"
+    )
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Whether torch.save wrote it, whose zip is no archive of files. Its tutorials call checkpoints .tar."""
+    with open(path, "rb") as file:
+        start = file.read(300)
+    member = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+    return start[:2] == b"\x80\x02" or (start[:4] == b"PK\3\4" and member.endswith(b"/data.pkl"))
 
 
 def _unpack(path: Path, directory: Path, most: int | None) -> None:
     """Plain files of a checkpoint's kinds, by their last names: no name in an archive becomes a path."""
     archive: Any
-    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path) as archive:
+    with open(path, "rb") as file:  # a tar may hold a zip, which zipfile would find
+        is_zip = file.read(2) == b"PK"
+    with zipfile.ZipFile(path) if is_zip else tarfile.open(path) as archive:
         if isinstance(archive, zipfile.ZipFile):
             found = [(i.filename, i.file_size, i) for i in archive.infolist() if not i.is_dir()]
         else:
@@ -94,7 +115,7 @@ def _unpack(path: Path, directory: Path, most: int | None) -> None:
         chosen = [each for each in chosen if most is None or each[1] <= most]
         needed, free = sum(size for _, size, _ in chosen), shutil.disk_usage(directory).free
         if needed > free:
-            raise OSError(f"it needs {needed} bytes, {free} are free")
+            raise _no_place(path, directory, f"it needs {needed} bytes, {free} are free")
         names: dict[str, str] = {}
         for member, _, entry in chosen:
             name = PurePosixPath(member).name
@@ -106,6 +127,9 @@ def _unpack(path: Path, directory: Path, most: int | None) -> None:
             source = archive.open(entry) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(entry)
             with source, open(directory / name, "xb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
+        if isinstance(archive, tarfile.TarFile):
+            while archive.fileobj.read(1 << 20):  # a compressed one has its checksum at the end
+                pass
 
 
 def local_checkpoint(path: Path) -> LocalCheckpoint:

@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Any
 
@@ -331,6 +331,22 @@ def zip_seed(tensors: Tensors) -> Seed:
     return turned(tensors), {"pytorch_model.bin": file.getvalue()}
 
 
+def nested_seed(tensors: Tensors) -> Seed:
+    """A training's checkpoint: the state dict among objects, and the whole in itself."""
+    step, moment = torch.tensor(3.0), torch.ones(3)
+    content: dict[str, Any] = {
+        **{"epoch": 3, "state_dict": {"one": torch.ones(2), **turned(tensors)}, "settings": argparse.Namespace(a=1)},
+        **{"path": PurePosixPath("/x"), "device": torch.device("cpu"), "dtype": torch.float16, "s": {1, 2}},
+        "optimizer_states": [{"state": {0: {"step": step, "exp_avg": moment}}, "param_groups": [{"lr": 1e-3}]}],
+    }
+    content["itself"] = content
+    held = {f"state_dict.{name}": tensor for name, tensor in content["state_dict"].items()}
+    state = {"optimizer_states.0.state.0.step": step, "optimizer_states.0.state.0.exp_avg": moment}
+    file = io.BytesIO()
+    torch.save(content, file)
+    return {**held, **state}, {"pytorch_model.bin": file.getvalue()}
+
+
 def mutate_zip(rng: Random, files: Files) -> Files:
     """The pickle inside, the records, or what the archive says of them."""
     (data,) = files.values()
@@ -413,6 +429,8 @@ WIDTHS = {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4
 def torch_oracle(files: Files) -> dict[str, bytes]:
     """Each tensor's bytes from the record that its storage names; a Fault where the record has not got them."""
     data = files["pytorch_model.bin"]
+    if DEEP[:2000] in data or LEAVES in data:
+        raise ValueError("Python's own unpickler would hash it")
     stream, records, found = io.BytesIO(data), {}, {}
     if data[:4] == b"PK\3\4":
         with zipfile.ZipFile(stream) as archive:
@@ -567,6 +585,7 @@ KINDS = {
     "safetensors": Kind("model.safetensors", safetensors_seed, mutate_safetensors, safetensors_oracle),
     "bin": Kind("pytorch_model.bin", zip_seed, mutate_zip, torch_oracle),
     "legacy": Kind("pytorch_model.bin", legacy_seed, mutate_legacy, torch_oracle),
+    "nested": Kind("pytorch_model.bin", nested_seed, mutate_zip),
     "openai": Kind(".", openai_seed, mutate_openai, openai_oracle),
     "tensorflow": Kind("model.ckpt.index", tensorflow_seed, mutate_tensorflow),
 }

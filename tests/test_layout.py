@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint.torch_file": {"checkpoint.tensors", "errors"},
     "checkpoint.tensorflow_file": {"checkpoint.tensors", "errors"},
     "checkpoint.readers": {"checkpoint.torch_file", "checkpoint.tensorflow_file", "checkpoint.tensors", "errors"},
-    "checkpoint.dialects": {"checkpoint.report", "checkpoint.tensors", "errors"},
+    "checkpoint.dialects": {"checkpoint.torch_file", "checkpoint.report", "checkpoint.tensors", "errors"},
     "checkpoint": set(),
     "cache": {"packing", "errors"},
     "kernels": {"cache", "packing"},

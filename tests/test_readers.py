@@ -347,6 +347,14 @@ def test_a_tensor_of_a_training_checkpoint_is_called_by_its_path(tmp_path):
     }
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_of_any_protocol_is_read(protocol, tmp_path):
+    content = {"state_dict": {"a.weight": torch.arange(3.0)}, "raw": b"x", "big": 2**3000, "kinds": {1, 2}}
+    torch.save(content, tmp_path / "x.bin", pickle_protocol=protocol)
+    found = read_checkpoint(tmp_path / "x.bin")
+    assert torch.equal(found["state_dict.a.weight"].read(), torch.arange(3.0))
+
+
 def test_a_bin_without_a_tensor_says_what_is_in_it(tmp_path):
     torch.save({"model": nn.Linear(2, 3), "epoch": 3}, tmp_path / "x.bin")
     text = refusal(tmp_path / "x.bin")

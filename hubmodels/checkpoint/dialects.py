@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..errors import CheckpointError
 from .report import Entry, Origin, dtype_of
 from .tensors import LazyTensor, PartTensor, TurnedTensor
+from .torch_file import OF_THE_TRAINING
 
 
 class Dialect(NamedTuple):
@@ -102,21 +103,22 @@ DIALECTS = (
 # What stands before every name of a model that was saved inside something else: DataParallel and its successors,
 # torch.compile, the attribute of a Lightning module, the dict of a training's checkpoint.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "state_dict.", "model_state_dict.")
-_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # torch.compile of a part of the model leaves it within a name
-# What stands beside the model in such a dict.
-_BESIDE = re.compile(
-    r"(optimizers?|optimizer_states?|optimizer_state_dict|optim|lr_schedulers?|scheduler|scheduler_state_dict|scaler"
-    r"|callbacks|loops|native_amp_scaling_state|rng_state|cuda_rng_state)\..*"
-)
+_MOST_WRAPPERS = 8
+# What torch leaves within a name, of a part of the model that it wrapped.
+_INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def _unwrapped(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """The model's names, each with the file's."""
-    kept = [key for key in keys if not _BESIDE.fullmatch(key)]
+    """The model's names, each with the file's. A few without the wrapper of the others are left for the error."""
+    kept = [key for key in keys if not OF_THE_TRAINING.fullmatch(key)]
     names = kept
-    while wrapper := next((w for w in _WRAPPERS if names and all(name.startswith(w) for name in names)), None):
+    for _ in range(_MOST_WRAPPERS):
+        counts = {wrapper: sum(name.startswith(wrapper) for name in names) for wrapper in _WRAPPERS}
+        wrapper = max(_WRAPPERS, key=counts.__getitem__)
+        if 2 * counts[wrapper] <= len(names):
+            break
         names = [name.removeprefix(wrapper) for name in names]
-    return [(_COMPILED.sub("", name), key) for name, key in zip(names, kept, strict=True)]
+    return [(_INNER.sub("", name), key) for name, key in zip(names, kept, strict=True)]
 
 
 def translate(tensors: Mapping[str, LazyTensor], source: str) -> Translation:

@@ -4,10 +4,11 @@ import io
 import math
 import mmap
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -44,12 +45,22 @@ class _Stranger:
     def __init__(self, name: str):
         self.name = name
 
+    def __str__(self) -> str:
+        return self.name
+
 
 class _Refused(Exception):
     """Why a file that may well be whole is not read."""
 
 
-_LONGEST_PATH = 1000
+# What stands beside the model in the dict of a training's checkpoint.
+OF_THE_TRAINING = re.compile(
+    r"(optim|optimizers?|optimizer_states?|(last_)?optimizer_state(_dict)?|lr_schedulers?|scheduler(_state_dict)?|scaler"
+    r"|callbacks|checkpoint_callback_best_model_score|loops|native_amp_scaling_state|((cuda|torch)_)?rng_states?"
+    r"|loss|(datamodule_)?hyper_parameters)(\..*)?",
+    re.DOTALL,
+)
+_MOST_LETTERS = 1 << 24  # of all names together: with its memo a pickle repeats a long one in two bytes
 _WAY_OUT = "If you trust where it comes from, load it there and save its state_dict() alone"
 
 
@@ -79,42 +90,46 @@ def read_torch(path: Path) -> dict[str, MappedTensor]:
     if not isinstance(content, dict):
         kind = "Tensor" if isinstance(content, _Saved) else type(content).__name__
         raise CheckpointError(f"{path}: expected a state dict, name -> tensor, got a {kind}")
-    if content and not tensors:
-        kinds = {name: getattr(value, "name", type(value).__name__) for name, value in content.items()}
-        found = ", ".join(f"{name}, a {kind}" for name, kind in list(kinds.items())[:9])
+    if content and all(OF_THE_TRAINING.fullmatch(name) for name in tensors):
+        kinds = [(name, getattr(value, "name", type(value).__name__)) for name, value in content.items()]
+        found = ", ".join(f"{name}, a {kind}" for name, kind in kinds[:9])
         raise CheckpointError(f"{path}: expected a state dict, name -> tensor; got no tensor, but {found}. {_WAY_OUT}")
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
     return {name: _mapped(path, storage, name, saved, places) for name, saved in tensors.items()}
 
 
 def _flat(content: dict[Any, Any]) -> dict[str, _Saved]:
-    """Tensors by their paths, which have an end. A dict or list counts once: a short file could hold the same one a
-    million times, or itself.
+    """Tensors by their paths. A dict or list counts once: a short file could hold the same one a million times, or
+    itself.
     """
     tensors: dict[str, _Saved] = {}
     waiting: list[tuple[str, Any]] = [("", content)]
-    seen = set()
+    seen, letters = {id(content)}, 0
     for path, value in waiting:  # it grows on the way
         if isinstance(value, _Saved):
             if path in tensors:
                 raise ValueError(f"two of its tensors are called {path}")
             tensors[path] = value
-        elif isinstance(value, dict | list) and id(value) not in seen:
-            seen.add(id(value))
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            held = [(str(name), each) for name, each in pairs if isinstance(each, _Saved | dict | list)]
-            short = [(name, each) for name, each in held if len(path) + len(name) < _LONGEST_PATH]
-            waiting += [(f"{path}.{name}" if path else name, each) for name, each in short]
-            if isinstance(value, dict) and all(isinstance(each, _Saved | _Stranger) for each in value.values()):
-                _check_state_dict(path, value)
+            continue
+        if isinstance(value, dict) and all(isinstance(each, _Saved | _Stranger) for each in value.values()):
+            _check_state_dict(path, value)
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(name, _Stranger) or not isinstance(each, _Saved | dict | list) or id(each) in seen:
+                continue
+            if not isinstance(each, _Saved):
+                seen.add(id(each))
+            waiting.append((f"{path}.{name}" if path else str(name), each))
+            letters += len(waiting[-1][0])
+            if letters > _MOST_LETTERS:
+                raise ValueError(f"the names of its tensors have more than {_MOST_LETTERS} letters")
     return tensors
 
 
 def _check_state_dict(path: str, content: dict[Any, Any]) -> None:
     """An object among tensors, and nothing else, is likely to be a tensor too, of a kind that is not read."""
-    strangers = {name: value.name for name, value in content.items() if isinstance(value, _Stranger)}
-    if strangers and len(strangers) < len(content):
-        name, kind = next(iter(strangers.items()))
+    strangers = [(name, value.name) for name, value in content.items() if isinstance(value, _Stranger)]
+    if strangers and len(strangers) < len(content) and not OF_THE_TRAINING.fullmatch(path):
+        name, kind = strangers[0]
         where = f"{path}.{name}" if path else str(name)
         raise _Refused(f"{where} is a {kind}, whose code would have to run")
 
@@ -176,13 +191,21 @@ def _legacy(data: mmap.mmap) -> tuple[Any, dict[str, tuple[int, int]]]:
     return content, places
 
 
-_TO_MARK = {"TUPLE", "APPENDS", "SETITEMS", "POP_MARK"}  # operations that take from the stack all that is above a mark
+# Operations that take from the stack all that is above a mark.
+_TO_MARK = {"TUPLE", "APPENDS", "SETITEMS", "ADDITEMS", "FROZENSET", "POP_MARK"}
 _TAKEN = {
     **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BINPERSID": 1},
-    **{"REDUCE": 2, "NEWOBJ": 2, "BUILD": 1, "POP": 1},
+    **{"REDUCE": 2, "NEWOBJ": 2, "BUILD": 1, "POP": 1, "STACK_GLOBAL": 2},
 }
-_ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "BINSTRING", "SHORT_BINSTRING"}
-_MADE = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_ARGUMENTS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+}
+_FILLED = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_MADE: dict[str, Callable[[], Any]] = {
+    **{"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple},
+    **dict.fromkeys(("EMPTY_SET", "FROZENSET"), lambda: _Stranger("set")),
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -190,7 +213,8 @@ def _unpickle(stream: Any, storages: list[_Storage]) -> Any:
     """The object of the stream's next pickle. Only what is in `_NAMES` is called, so no code of the file's runs; what
     else it would make is a `_Stranger`. storages: to be filled with those that it names.
 
-    The operations are those that torch.save writes. Source: Python's pickletools, which parts and describes them.
+    The operations are those that torch.save writes, of its own and of newer protocols. Source: Python's pickletools,
+    which parts and describes them.
     """
     stack: list[Any] = []
     marks: list[list[Any]] = []
@@ -207,17 +231,15 @@ def _unpickle(stream: Any, storages: list[_Storage]) -> Any:
             case "MARK":
                 marks.append(stack)
                 stack = []
-            case "POP" | "POP_MARK":
-                pass
             case _ if name in _ARGUMENTS:
                 stack.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append(_CONSTANTS[name])
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+            case _ if name in _MADE:
                 stack.append(_MADE[name]())
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(items))
-            case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS" | "BUILD" if isinstance(stack[-1], _Stranger):
+            case _ if name in _FILLED and isinstance(stack[-1], _Stranger):
                 pass
             case "APPEND" | "APPENDS":
                 stack[-1].extend(items)
@@ -227,7 +249,10 @@ def _unpickle(stream: Any, storages: list[_Storage]) -> Any:
                 memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
-            case "GLOBAL":
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GLOBAL" | "STACK_GLOBAL":
+                argument = argument or " ".join(items)
                 stack.append(_NAMES.get(str(argument)) or _Stranger(str(argument).replace(" ", ".")[:200]))
             case "BINPERSID":
                 stack.append(_storage(*items[0]))
@@ -238,7 +263,7 @@ def _unpickle(stream: Any, storages: list[_Storage]) -> Any:
                 stack.append(items[0](*items[1]))
             case "BUILD" if isinstance(stack[-1], dict):
                 pass  # attributes of a dict: a state dict's _metadata
-            case "PROTO" | "STOP":
+            case "POP" | "POP_MARK" | "PROTO" | "FRAME" | "STOP":
                 pass
             case _:
                 raise ValueError(f"its pickle has {name}, which torch.save does not write there")
@@ -246,11 +271,13 @@ def _unpickle(stream: Any, storages: list[_Storage]) -> Any:
 
 
 def _dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Names and numbers are the only keys of tensors; a deep tuple could take for ever to hash, or end the stack."""
+    """Names and numbers are the keys of tensors. Another stays a stranger: a deep tuple could take for ever to hash, or
+    end the stack.
+    """
     pairs = list(pairs)
     if any(isinstance(value, _Saved) and not isinstance(key, str | int) for key, value in pairs):
         raise ValueError("a tensor's key is neither a name nor a number")
-    return {key: value for key, value in pairs if isinstance(key, str | int)}
+    return {key if isinstance(key, str | int) else _Stranger(type(key).__name__): value for key, value in pairs}
 
 
 def _ordered(pairs: Any = None) -> dict[Any, Any]:
