@@ -141,8 +141,9 @@ def other_version(version: str, hub_dir: str) -> Path:
 
     Raises CatalogError if there is none, or several.
     """
-    named = [Path(version)] if Path(version).is_dir() else sorted(Path(hub_dir).glob(f"*_hubmodels_{escape(version)}"))
-    found = [path for path in named if (path / "weights_manifest.json").is_file()]
+    tagged = Path(hub_dir).glob(f"*_hubmodels_{escape(version.replace('/', '_'))}")  # as torch.hub calls it
+    named = [path for path in (Path(version), *sorted(tagged)) if (path / "weights_manifest.json").is_file()]
+    found = named[:1] if named[:1] == [Path(version)] else named
     if len(found) != 1:
         there = ", ".join(map(str, found)) or "none"
         raise CatalogError(

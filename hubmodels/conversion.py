@@ -5,9 +5,10 @@ Nothing but the parameters' names and shapes is asked of a family, so every dial
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,22 +21,27 @@ from .checkpoint.report import Report
 from .errors import CatalogError, CheckpointError, InputError
 from .heads import Model
 from .hub.families import ENTRY_POINTS, EntryPoints, family_named
-from .loading import Checkpoint, FileContent, check_dtype, find_checkpoint, load_tokenizer, new_model, read_content
-from .local import has_tokenizer, local_path, local_tokenizer
+from .loading import Checkpoint, FileContent, check_dtype, find_checkpoint, new_model, read_content
+from .local import local_path
 from .saving import LARGEST_FILE, Contents, save
-from .tokenizers import Tokenizer
+from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabulary import resized
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint as it is. tensors: `contents.tensors`, read when asked for. tokenizer: None if it has none."""
+    """A checkpoint as it is. tensors: `contents.tensors`, read when asked for."""
 
     weights: str
     contents: Contents
     tensors: Match
     report: Report
-    tokenizer: Tokenizer | None
+    _tokenizer: Callable[[], Tokenizer | None]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """None if it has none"""
+        return self._tokenizer()
 
 
 @contextmanager
@@ -47,21 +53,15 @@ def opened(weights: str | Path, *, cache_dir: str | Path | None = None, progress
     Raises a HubModelsError that says what to do.
     """
     with _find(weights) as checkpoint:
-        origin = checkpoint.origin
-        said = str(checkpoint.published.get("model_type", "openai-gpt"))
-        name = family_named(said) if isinstance(origin, Path) else origin.family
-        if name not in ENTRY_POINTS:
-            raise CheckpointError(f"{weights}: its config.json says {name}; families are {', '.join(ENTRY_POINTS)}")
         path, _ = checkpoint.fetch(cache_dir, progress)
-        entries = ENTRY_POINTS[name]
-        content = read_content(path, entries.family)
+        entries, content = _family_and_content(checkpoint, path)
         config = entries.family.config.from_published(checkpoint.published, checkpoint.config_source)
         cls, wanted = _class_and_shapes(entries, config, content, checkpoint.published)
         match = content.keys.match(content.tensors, wanted, str(path), origins=content.origins)
         match.check_repeats()
         contents = Contents(entries.family, cls, config, match, checkpoint.published)
-        tokenizer = _tokenizer(checkpoint, cache_dir, progress)
-        yield Opened(checkpoint.weights, contents, match, content.report(match, wanted), tokenizer)
+        report = content.report(match, wanted)
+        yield Opened(checkpoint.weights, contents, match, report, lambda: checkpoint.tokenizer(cache_dir, progress))
 
 
 def convert(
@@ -189,14 +189,15 @@ def add_tokens(
     Returns the words that were added. Raises InputError if there is no tokenizer, or for a word that it would part.
     """
     with opened(weights, cache_dir=cache_dir, progress=progress) as found:
-        if found.tokenizer is None:
-            raise InputError(f"{weights}: has no tokenizer, so there is no telling what words are made of")
+        if not isinstance(found.tokenizer, WordPieceTokenizer):
+            kind = "none" if found.tokenizer is None else "byte pairs, which have no whole words"
+            raise InputError(f"{weights}: expected a WordPiece tokenizer beside it, to add words to; got {kind}")
         tokenizer, pieces = found.tokenizer.with_words(words)
-        contents = found.contents
-        size = max(tokenizer.vocab_size, contents.config.vocab_size)  # type: ignore[attr-defined]
-        config = dataclasses.replace(contents.config, vocab_size=size)  # type: ignore[call-arg]
-        tensors = resized(contents.tensors, size, pieces, seed)
-        contents = dataclasses.replace(contents, config=config, tensors=tensors)
+        config: Any = found.contents.config
+        size = max([config.vocab_size, *(word + 1 for word in pieces)])
+        tensors = resized(found.tensors, size, pieces, seed)
+        config = dataclasses.replace(config, vocab_size=size)
+        contents = dataclasses.replace(found.contents, config=config, tensors=tensors)
         save(contents, Path(directory), tokenizer, form, max_file_size)
         return tokenizer.tokens(sorted(pieces))
 
@@ -216,12 +217,17 @@ def _find(weights: str | Path) -> Iterator[Checkpoint]:
     yield Checkpoint(str(weights), record.config, f"manifest entry {name} of {root}", record, root=root)
 
 
-def _tokenizer(checkpoint: Checkpoint, cache_dir: str | Path | None, progress: bool) -> Tokenizer | None:
-    origin = checkpoint.origin
-    if not isinstance(origin, Path):
-        return load_tokenizer(Tokenizer, origin.name, cache_dir=cache_dir, progress=progress)
-    directory = origin if origin.is_dir() else origin.parent
-    return local_tokenizer(directory) if has_tokenizer(directory) else None
+def _family_and_content(checkpoint: Checkpoint, path: Path) -> tuple[EntryPoints, FileContent]:
+    """What config.json says; of one from before it did, the family whose table knows the most of the file's names."""
+    if not isinstance(checkpoint.origin, Path) or "model_type" in checkpoint.published:
+        said = checkpoint.published.get("model_type")
+        name = family_named(str(said)) if isinstance(checkpoint.origin, Path) else checkpoint.origin.family
+        if name not in ENTRY_POINTS:
+            families = ", ".join(ENTRY_POINTS)
+            raise CheckpointError(f"{checkpoint.config_source}: it says {name}; families are {families}")
+        return ENTRY_POINTS[name], read_content(path, ENTRY_POINTS[name].family)
+    read = [(entries, read_content(path, entries.family)) for entries in ENTRY_POINTS.values()]
+    return max(read, key=lambda each: sum(each[1].keys.find(key) is not None for key in each[1].tensors))
 
 
 def _class_and_shapes(
@@ -237,9 +243,8 @@ def _class_and_shapes(
     cls = _class_of(entries, parts, published)
     wanted: dict[str, tuple[int, ...]] = {}
     for each in entries.classes:
-        for name, parameter in new_model(
-            each, config, labels
-        ).named_parameters():  # takes no memory: nothing is written
+        model = new_model(each, config, labels)  # takes no memory: no parameter is written
+        for name, parameter in model.named_parameters():
             bare = name.removeprefix(keys.prefix[0])
             prefix = keys.prefix[0] if issubclass(cls, Model) and keys.in_transformer(bare) else ""
             if bare.split(".")[0] in parts or bare.split(".")[0] not in keys.optional:
@@ -270,6 +275,10 @@ def _read(place: _Place) -> Tensor:
     return place[0][place[1]]
 
 
+def _shape(place: _Place) -> tuple[int, ...]:
+    return place[0].shape(place[1])
+
+
 def _difference(name: str, one: _Place | None, other: _Place | None) -> Difference:
     a, b = (None if place is None else _read(place).double() for place in (one, other))
     shapes = (None if a is None else tuple(a.shape), None if b is None else tuple(b.shape))
@@ -277,16 +286,13 @@ def _difference(name: str, one: _Place | None, other: _Place | None) -> Differen
         return Difference(name, shapes, math.inf, math.inf)
     gap = (a - b).masked_fill_(a == b, 0).masked_fill_(a.isnan() & b.isnan(), 0)  # infinities, and nan, may be equal
     largest = gap.abs().max().item() if gap.numel() else 0.0
-    norm, whole = gap.norm().item(), a.norm().item()
+    norm, whole = gap.norm().item(), a[~a.isnan()].norm().item()
     return Difference(name, shapes, largest, 0.0 if norm == 0 else norm / whole if whole else math.inf)
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
-    for tensor, share in zip(tensors, shares, strict=True):
-        if share:  # so that a share of 0 keeps an infinity out
-            total += tensor.double() * share
-    return total.to(tensors[0].dtype)
+    parts = (tensor.double() * share for tensor, share in zip(tensors, shares, strict=True) if share)
+    return reduce(Tensor.add_, parts).to(tensors[0].dtype)  # a share of 0 keeps an infinity out
 
 
 def _check_family(first: Opened, other: Opened) -> None:
@@ -296,7 +302,6 @@ def _check_family(first: Opened, other: Opened) -> None:
 
 
 def _check_same(first: Opened, other: Opened) -> None:
-    """Shapes are known before anything is read: they are the config's."""
     _check_family(first, other)
     sides = [set(_bare(each)) for each in (first, other)]
     lone = [f"{name} is only in {first.weights}" for name in sorted(sides[0] - sides[1])]
@@ -305,5 +310,7 @@ def _check_same(first: Opened, other: Opened) -> None:
     fixed = {field.name for field in dataclasses.fields(configs[0])} - set(configs[0].ADJUSTABLE)
     values = {name: [getattr(config, name) for config in configs] for name in sorted(fixed)}
     lone += [f"{name} = {a!r} and {b!r}" for name, (a, b) in values.items() if a != b]
+    shapes = {name: [_shape(_bare(each)[name]) for each in (first, other)] for name in sorted(sides[0] & sides[1])}
+    lone = lone or [f"{name} {list(a)} and {list(b)}" for name, (a, b) in shapes.items() if a != b]
     if lone:
         raise InputError(f"{first.weights} and {other.weights} are not of one model: {'; '.join(lone[:9])}")

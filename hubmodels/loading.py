@@ -17,7 +17,7 @@ import torch
 from typing_extensions import TypedDict, Unpack
 
 from . import store
-from .catalog import Record, lookup
+from .catalog import File, Record, lookup
 from .checkpoint.config import Family, FamilyConfig
 from .checkpoint.dialects import translate
 from .checkpoint.keymap import KeyMap, Match
@@ -27,7 +27,7 @@ from .checkpoint.tensors import LazyTensor
 from .errors import CatalogError, InputError
 from .heads import Model
 from .layers import initialise
-from .local import files_of, local_checkpoint, local_path, local_tokenizer, unpacked, what_to_read
+from .local import files_of, has_tokenizer, local_checkpoint, local_path, local_tokenizer, unpacked, what_to_read
 from .tokenizers import Tokenizer, read_tokenizer
 from .transformer import Transformer
 
@@ -134,18 +134,27 @@ class Checkpoint:
             files = files_of(self.origin)
             used = (UsedFile(self.archive),) if self.archive else tuple(map(UsedFile, files))
             return what_to_read(files), used
-        found = {}
-        for file in self.origin.weights:
-            if file.is_embedded and self.root:
-                store.verify(self.root / file.filename, file)
-                found[file] = store.Fetched(self.root / file.filename, f"in {self.root}, hashed now")
-            else:
-                found[file] = store.fetch(file, cache_dir=cache_dir, progress=progress)
+        found = {file: self._fetched(file, cache_dir, progress) for file in self.origin.weights}
         used = tuple(
             UsedFile(path, None if file.is_embedded else file.source, file.revision, file.digest, how)
             for file, (path, how) in found.items()
         )
         return what_to_read([file.path for file in used]), used
+
+    def tokenizer(self, cache_dir: str | Path | None, progress: bool) -> Tokenizer | None:
+        """The one that is published with the weights, or stands beside them; None if there is none."""
+        if isinstance(self.origin, Path):
+            directory = self.origin if self.origin.is_dir() else self.origin.parent
+            return local_tokenizer(directory) if has_tokenizer(directory) else None
+        paths = [self._fetched(file, cache_dir, progress).path for file in self.origin.vocabulary]
+        options = {key: value for key, value in self.origin.tokenizer.items() if key not in ("file", "merges")}
+        return read_tokenizer(*paths, **options)
+
+    def _fetched(self, file: File, cache_dir: str | Path | None, progress: bool) -> store.Fetched:
+        if not (file.is_embedded and self.root):
+            return store.fetch(file, cache_dir=cache_dir, progress=progress)
+        store.verify(self.root / file.filename, file)
+        return store.Fetched(self.root / file.filename, f"in {self.root}, hashed now")
 
 
 def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unpack[ModelOptions]) -> M:
@@ -210,10 +219,7 @@ def load_tokenizer(
         with unpacked(local, texts_only=True) as path:
             tokenizer = local_tokenizer(path)
     else:
-        record = lookup(str(weights))
-        paths = [store.fetch(file, cache_dir=cache_dir, progress=progress).path for file in record.vocabulary]
-        options = {key: value for key, value in record.tokenizer.items() if key not in ("file", "merges")}
-        tokenizer = read_tokenizer(*paths, **options)
+        tokenizer = _of_record(lookup(str(weights))).tokenizer(cache_dir, progress)  # type: ignore[assignment]
     if not isinstance(tokenizer, cls):
         raise CatalogError(
             f"{weights} has a {type(tokenizer).__name__}, but this entry point makes a {cls.__name__}; "
@@ -250,7 +256,11 @@ def find_checkpoint(weights: str | Path, family: Family | None = None) -> Iterat
             f"{record.name} is a {record.family} checkpoint; this entry point loads {family.name}; "
             f"take an entry point whose name begins with {record.family}"
         )
-    yield Checkpoint(record.name, record.config, f"manifest entry {record.name}", record)
+    yield _of_record(record)
+
+
+def _of_record(record: Record) -> Checkpoint:
+    return Checkpoint(record.name, record.config, f"manifest entry {record.name}", record)
 
 
 def _build(cls: Any, family: Family, checkpoint: Checkpoint, options: ModelOptions) -> Any:

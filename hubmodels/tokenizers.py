@@ -78,27 +78,6 @@ class Tokenizer:
         (directory / "tokenizer_config.json").write_text(settings, encoding="utf-8")
         self.inner.model.save(str(directory))
 
-    def with_words(self, words: Sequence[str]) -> tuple[Self, dict[int, list[int]]]:
-        """A tokenizer that knows more words, after those it knows; and of each new id the ids that the word had been.
-
-        Words that it knows are passed over. Raises InputError for one that it would part before it looks it up.
-        """
-        fresh = [w for w in dict.fromkeys(map(self._word, check_texts("words", words))) if not self._knows(w)]
-        pieces = [self.inner.encode(word, add_special_tokens=False).ids for word in fresh]
-        made = type(self)(self._with(fresh))
-        return made, dict(zip(map(made.inner.token_to_id, fresh), pieces, strict=True))
-
-    def _knows(self, word: str) -> bool:
-        return self.inner.token_to_id(word) is not None
-
-    def _word(self, word: str) -> str:
-        """As the vocabulary would have it"""
-        raise NotImplementedError
-
-    def _with(self, words: list[str]) -> Any:
-        """`inner` with more words"""
-        raise NotImplementedError
-
     def _settings(self) -> dict[str, Any]:
         """tokenizer_config.json"""
         raise NotImplementedError
@@ -211,18 +190,38 @@ class WordPieceTokenizer(Tokenizer):
             tensors["offset_mapping"] = _padded(places, (0, 0))
         return tensors
 
+    def save_files(self, directory: str | Path) -> None:
+        """As `Tokenizer.save_files`; who reads vocab.txt alone has the added words as entries like others."""
+        super().save_files(directory)
+        known, every = self.inner.get_vocab(with_added_tokens=False), self.inner.get_vocab()
+        with open(Path(directory) / "vocab.txt", "a", encoding="utf-8") as file:
+            file.writelines(f"{word}\n" for word in sorted(every.keys() - known.keys(), key=every.__getitem__))
+
+    def with_words(self, words: Sequence[str]) -> tuple[Self, dict[int, list[int]]]:
+        """A tokenizer that knows more whole words, after those it knows; and of each new id the ids the word had been.
+
+        Texts without them are read as before, words that only begin like them too. Those that it knows are passed over.
+        Raises InputError for one that it would part, or take for [UNK], before it looks it up.
+        """
+        normal = dict.fromkeys(map(self._word, check_texts("words", words)))
+        fresh = [word for word in normal if self.inner.token_to_id(word) is None]
+        pieces = [self.inner.encode(word, add_special_tokens=False).ids for word in fresh]
+        inner = _library().Tokenizer.from_str(self.inner.to_str())
+        inner.add_tokens([_library().AddedToken(word, single_word=True, normalized=True) for word in fresh])
+        ids = [inner.token_to_id(word) for word in fresh]
+        if ids and min(ids) <= max(self.inner.get_vocab().values()):
+            raise InputError("words: the vocabulary's ids have a gap, as where a line stands twice: no id is free")
+        return type(self)(inner), dict(zip(ids, pieces, strict=True))
+
     def _word(self, word: str) -> str:
+        """As texts have it once they are normalised"""
         normal = self.inner.normalizer.normalize_str(word) if self.inner.normalizer else word
         parts = [part for part, _ in self.inner.pre_tokenizer.pre_tokenize_str(normal)]
         if len(parts) != 1:
             raise InputError(f"words: {word!r}: expected one word, but to this tokenizer it is {parts or 'nothing'}")
+        if len(parts[0]) > (most := self.inner.model.max_input_chars_per_word):
+            raise InputError(f"words: {word[:40]!r}…: expected at most {most} letters, got {len(parts[0])}")
         return parts[0]
-
-    def _with(self, words: list[str]) -> Any:
-        content = json.loads(self.inner.to_str())
-        first = 1 + max(self.inner.get_vocab().values())
-        content["model"]["vocab"] |= {word: number for number, word in enumerate(words, first)}
-        return _library().Tokenizer.from_str(json.dumps(content))
 
     def _settings(self) -> dict[str, Any]:
         """A tokenizer.json may normalise in other ways than BERT's, which have no setting."""
@@ -316,17 +315,6 @@ class BytePairTokenizer(Tokenizer):
         if offsets:
             tensors["offset_mapping"] = _padded([e.offsets[:max_length] for e in encoded], (0, 0))
         return tensors
-
-    def _word(self, word: str) -> str:
-        if not word.strip():
-            raise InputError(f"words: {word!r}: expected a word")
-        return word
-
-    def _with(self, words: list[str]) -> Any:
-        """Merges cannot make a word at will, so the library finds these before it merges."""
-        inner = _library().Tokenizer.from_str(self.inner.to_str())
-        inner.add_tokens([_library().AddedToken(word, single_word=True, normalized=False) for word in words])
-        return inner
 
     def _settings(self) -> dict[str, Any]:
         if self.inner.model.end_of_word_suffix:

@@ -1,14 +1,15 @@
 """Grow or shrink a model's vocabulary: the word table, and the bias of the masked-word head."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
-from .loading import AnyModel, new_model
+from .loading import AnyModel
 
 M = TypeVar("M", bound=AnyModel)
 _TABLES = ("embeddings.word.weight", "head.bias")  # the parameters with a row for each word, in every family
@@ -25,16 +26,19 @@ def resize_vocabulary(
         pieces are all alike. Source: Hewitt 2021, Initializing new word embeddings for pretrained language models.
     Raises InputError for a size below 1, and for ids that are not there.
     """
-    config = dataclasses.replace(model.config, vocab_size=size)
-    state = resized(model.state_dict(), size, pieces or {}, seed)
-    made: M = new_model(type(model), config, len(state.get("classifier.bias", ())))
-    made.load_state_dict(state, strict=True, assign=True)
-    for old, new in zip(model.parameters(), made.parameters(), strict=True):
-        new.requires_grad_(old.requires_grad)
+    state = resized(dict(model.named_parameters()), size, pieces or {}, seed)
+    shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    made = copy.deepcopy(model, shared)  # type: ignore[arg-type]  # the memo: what is not copied
+    transformer: Any = getattr(made, "transformer", made)
+    transformer.config = dataclasses.replace(model.config, vocab_size=size)
+    transformer.embeddings.word.num_embeddings = size
+    for name, old in model.named_parameters():
+        if name.endswith(_TABLES):
+            owner, _, own = name.rpartition(".")
+            setattr(made.get_submodule(owner), own, nn.Parameter(state[name].detach(), old.requires_grad))
     if hasattr(model, "provenance"):
         said = f"{model.provenance.weights}, {model.config.vocab_size} words made {size}"
         made.provenance = dataclasses.replace(model.provenance, weights=said)
-    made.train(model.training)
     return made
 
 
@@ -55,7 +59,8 @@ def _resized(table: Tensor, size: int, pieces: Mapping[int, Sequence[int]], gene
     """[V, D] or [V] -> [size, D] or [size]"""
     words = len(table)
     for word, ids in pieces.items():
-        if not 0 <= word < size or not ids or not all(0 <= i < words for i in ids):
+        whole = all(type(i) is int for i in (word, *ids))
+        if not whole or not 0 <= word < size or not ids or not all(0 <= i < words for i in ids):
             raise InputError(
                 f"pieces: {word}: {list(ids)}: expected a word below {size}, made of one or more below {words}"
             )
@@ -70,6 +75,6 @@ def _resized(table: Tensor, size: int, pieces: Mapping[int, Sequence[int]], gene
         fresh = torch.stack(rows)
         if generator is not None:
             noise = torch.randn(fresh.shape, generator=generator, dtype=fresh.dtype).to(fresh.device)
-            fresh += 0.1 * exact.std(0) * noise
+            fresh += 0.1 * exact.std(0, correction=0) * noise
         grown[torch.tensor(made)] = fresh.to(table.dtype)
     return grown

@@ -241,6 +241,11 @@ class Match(Mapping[str, Tensor]):
         operation, sources = self._found[name]
         return operation.load(sources, dtype or reduce(torch.promote_types, (source.dtype for source in sources)))
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor, without reading it"""
+        operation, sources = self._found[name]
+        return operation.shape([tuple(source.shape) for source in sources])
+
     def check_repeats(self) -> None:
         """Raises CheckpointError if a tensor that should repeat another differs from it."""
         for (one, key), (other, of) in self._repeated:

@@ -1,6 +1,7 @@
 """The commands that make one checkpoint of another, or compare two."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 def _add_tokens(options: argparse.Namespace) -> None:
     try:
-        lines = options.tokens.read_text(encoding="utf-8").splitlines()
+        lines = options.tokens.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{options.tokens}: expected UTF-8 text, a word a line: {error}") from None
     words = [line.strip() for line in lines if line.strip()]
@@ -90,7 +91,8 @@ def _diff(options: argparse.Namespace) -> int:
     found = conversion.diff(options.one, options.other)
     rows = [each for each in found.differences if options.all or not each.is_equal]
     if options.json:
-        print_json({"equal": found.is_equal, "config": found.config, "tensors": [each._asdict() for each in rows]})
+        tensors = [{**each._asdict(), **_finite(largest=each.largest, relative=each.relative)} for each in rows]
+        print_json({"equal": found.is_equal, "config": found.config, "tensors": tensors})
         return 0 if found.is_equal else 1
     for field, (a, b) in found.config.items():
         print(f"{field}: {a!r} -> {b!r}")
@@ -101,6 +103,11 @@ def _diff(options: argparse.Namespace) -> int:
     equal = sum(each.is_equal for each in found.differences)
     print(f"{equal} of {len(found.differences)} parameters are equal")
     return 0 if found.is_equal else 1
+
+
+def _finite(**numbers: float) -> dict[str, float | None]:
+    """JSON has no infinity, which is for shapes that differ, and no nan."""
+    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
 
 def _options(options: argparse.Namespace) -> dict[str, Any]:

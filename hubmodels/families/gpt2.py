@@ -13,6 +13,8 @@ from ..language_model import LanguageModel
 from ..layers import ACTIVATIONS, Attention, Embeddings, FeedForward, LayerNorm, PreNormBlock
 from ..transformer import Decoder
 
+_END_OF_TEXT = 50256
+
 
 @dataclass(frozen=True)
 class Gpt2Config(OpenAIConfig):
@@ -40,6 +42,11 @@ class Gpt2Config(OpenAIConfig):
     }
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"hidden_act": tuple(ACTIVATIONS)}
     FIXED: ClassVar[dict[str, Any]] = {"add_cross_attention": False}
+
+    def to_published(self) -> dict[str, Any]:
+        """transformers takes <|endoftext|>'s id for granted, also of a vocabulary that is too small for it."""
+        ends = {} if self.vocab_size > _END_OF_TEXT else {"bos_token_id": None, "eos_token_id": None}
+        return {**super().to_published(), **ends}
 
 
 KEYS = KeyMap(
