@@ -21,6 +21,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/ragged.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/formats.py
 
 # make release VERSION=0.1.0: checks everything, then tags. Nothing is pushed.
 release: $(VENV)/dev.stamp
