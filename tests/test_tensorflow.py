@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dialects import varint
 from servers import FakeHub
 
 import hubmodels
@@ -181,14 +182,6 @@ def test_without_the_library_for_checksums_it_is_named(monkeypatch):
 
 
 # --- Blocks that TensorFlow does not write by default
-
-
-def varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
 
 
 def repacked(index: Path, kind: int, pack: Callable[[bytes], bytes]) -> None:
