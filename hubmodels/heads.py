@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .errors import InputError
-from .layers import ACTIVATIONS, LayerNorm, Linear, check_ids
+from .layers import ACTIVATIONS, LayerNorm, Linear, WordScores, check_ids
 from .transformer import Encoded, Encoder, EncoderOptions, Transformer
 
 IGNORED = -100  # the label that says: no label here
@@ -111,10 +111,11 @@ class WordPrediction(nn.Module):
         self.norm = LayerNorm(size, eps=eps)
         self.bias = nn.Parameter(torch.empty(words))
         self.activation = activation
+        self.scores = WordScores()
 
     def forward(self, states: Tensor, table: Tensor) -> Tensor:
         """[T, D], [V, D] -> [T, V]"""
-        return F.linear(self.norm(ACTIVATIONS[self.activation](self.dense(states))), table, self.bias)
+        return self.scores(self.norm(ACTIVATIONS[self.activation](self.dense(states))), table, self.bias)
 
     def predict(self, encoded: Encoded, table: Tensor, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Loss and logits: all positions [B, S, V] without labels [B, S], the labelled ones [M, V] with them."""

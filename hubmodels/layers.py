@@ -9,6 +9,7 @@ Shapes, here and in every other file:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,20 +154,29 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = Linear(size, 3 * size)
-        self.output = Linear(size, size)
+        self.output: Any = Linear(size, size)
         self.dropout = dropout
         self.scale = scale
 
     def forward(
-        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+        self,
+        x: Tensor,
+        packing: Packing,
+        probs: list[Tensor] | None = None,
+        past: LayerCache | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D]; the attention weights [B, H, S, columns] are appended to `probs` if it is given."""
+        """[T, D] -> [T, D]; the attention weights [B, H, S, columns] are appended to `probs` if it is given.
+
+        residual: [T, D], to be added, if the output map is one that adds as it multiplies.
+        """
         qkv = self.qkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads)
         seen = None if past is None else past.extend(qkv[:, 1:], packing)
         q, k, v = qkv.unbind(1)  # [T, H, K]
         if self.scale != 1.0:
             q = q * self.scale
-        return self.output(self.attend(q, k, v, packing, probs, seen).flatten(1))
+        mixed = self.attend(q, k, v, packing, probs, seen).flatten(1)
+        return self.output(mixed) if residual is None else self.output.plus(mixed, residual)
 
     def attend(
         self,
@@ -200,9 +210,9 @@ class Attention(nn.Module):
 class WordScores(nn.Module):
     """States -> a score for every word. The matrix is the word table itself, handed in: nothing of its own."""
 
-    def forward(self, states: Tensor, table: Tensor) -> Tensor:
-        """[T, D], [V, D] -> [T, V]"""
-        return F.linear(states, table)
+    def forward(self, states: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[T, D], [V, D], [V] or None -> [T, V]"""
+        return F.linear(states, table, bias)
 
 
 class FeedForward(nn.Module):

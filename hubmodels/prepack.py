@@ -1,23 +1,25 @@
-"""A language model's linear maps laid out for one token a row on a CPU.
+"""A model laid out for inference on a CPU: weights packed once, additions and activations done with the products.
 
-There a step is bound by reading the weights, and torch's own product of one row with a matrix reads them at half the
-speed that memory allows. Two packed layouts that torch has do better: oneDNN's, which is quickly made (`prepacked`, for
-one generation), and FBGEMM's for half precision, which takes a second or two and reads fastest (`accelerate`, to keep).
+torch's own product with a matrix as it stands in a file is not the fastest that torch has. Two packed layouts do
+better: oneDNN's, which is quickly made and serves rows of any number, and FBGEMM's for half precision, which takes a
+second or two and reads fastest where one token a row is bound by reading the weights (a language model's `accelerate`).
 """
 
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .cache import LayerCache
 from .errors import InputError
-from .layers import Linear, WordScores
+from .layers import ACTIVATIONS, Attention, Embeddings, FeedForward, Linear, PostNormBlock, PreNormBlock, WordScores
+from .packing import Packing
 
 M = TypeVar("M", bound=nn.Module)
-_TABLE = "transformer.embeddings.word.weight"
+_TOKENS = 128  # what an encoder's maps are packed for; oneDNN's layout is the same from 16 tokens on
 
 
 class PackedLinear(nn.Module):
@@ -31,6 +33,55 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]"""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def bent(self, x: Tensor, activation: str) -> Tensor:
+        """[T, in] -> [T, out], and the activation of that"""
+        if activation not in _ACTIVATIONS:
+            return ACTIVATIONS[activation](self(x))
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *_ACTIVATIONS[activation])
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[T, in], [T, out] -> [T, out], added to `residual`"""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+
+
+# What oneDNN calls them, their parameters and their kind.
+_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
+    "gelu": ("gelu", [], "none"),
+    "gelu_new": ("gelu", [], "tanh"),
+    "relu": ("relu", [], ""),
+    "silu": ("swish", [], ""),
+}
+
+
+class FusedPostNormBlock(PostNormBlock):
+    """`PostNormBlock` of packed maps, without dropout."""
+
+    def forward(
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+    ) -> Tensor:
+        """[T, D] -> [T, D]"""
+        x = self.attention_norm(self.attention(x, packing, probs, past, x))
+        return self.feed_forward_norm(_fed(self.feed_forward, x, x))
+
+
+class FusedPreNormBlock(PreNormBlock):
+    """`PreNormBlock` of packed maps, without dropout."""
+
+    def forward(
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+    ) -> Tensor:
+        """[T, D] -> [T, D]"""
+        x = self.attention(self.attention_norm(x), packing, probs, past, x)
+        return _fed(self.feed_forward, self.feed_forward_norm(x), x)
+
+
+def _fed(feed_forward: Any, x: Tensor, residual: Tensor) -> Tensor:
+    """[T, D] twice -> [T, D]"""
+    return feed_forward.output.plus(feed_forward.inner.bent(x, feed_forward.activation), residual)
+
+
+_FUSED: dict[type, type] = {PostNormBlock: FusedPostNormBlock, PreNormBlock: FusedPreNormBlock}
 
 
 class HalfLinear(nn.Module):
@@ -54,51 +105,85 @@ class PackedWordScores(nn.Module):
 
     def __init__(self, linear: nn.Module):
         super().__init__()
-        self.linear = linear
+        self.linear: Any = linear
 
-    def forward(self, states: Tensor, table: Tensor) -> Tensor:
+    def forward(self, states: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
         """[T, D] -> [T, V]"""
-        return self.linear(states)
+        return self.linear(states) if bias is None else self.linear.plus(states, bias.expand(len(states), -1))
 
 
 def prepacked(model: M, rows: int) -> M:
-    """A copy of a language model for inference, its linear maps packed by oneDNN for inputs of about `rows` rows.
+    """A copy of a model for inference, its linear maps packed by oneDNN for inputs of about `rows` tokens.
 
     Where that is not possible it is the model itself. The copy costs as much memory as the maps, shares everything else
     with the model, and does not see what becomes of the model's weights afterwards. A part that has hooks, or is of
-    another class than those of `layers`, goes on as it is.
+    another class than those of `layers`, goes on as it is. Dropout is left out where a block's additions are fused.
     """
-    table = model.get_parameter(_TABLE)
-    if not _onednn_packs(table) or torch.is_autocast_enabled("cpu"):  # which would cast inputs, but no packed weight
+    if not _onednn_packs(_table(model)) or torch.is_autocast_enabled("cpu"):  # it would cast inputs, no packed weight
         return model
     return _twin(model, lambda weight, bias: PackedLinear(weight, bias, rows))
 
 
 def accelerate(model: M) -> M:
-    """A copy of a language model for inference, packed once for many generations: `accelerate(gpt2("gpt2")).generate`.
+    """A copy of a model for inference on this CPU, packed once: `accelerate(bertModel("bert-base-uncased"))`.
 
-    Of a model in half precision the copy computes in float32 on the half precision weights, and is both faster and
-    nearer to the model in float32 than the model itself. Otherwise as `prepacked`.
-    Raises InputError for a model that is not a language model, or is not on a CPU.
+    It is called as the model is, equals it to the rounding of its dtype, and `acceleration` says what was done. Of a
+    language model in half precision it computes in float32 on the half precision weights, and is both faster and nearer
+    to the model in float32 than the model itself. Otherwise as `prepacked`. It is in eval mode, has no dropout and
+    gives no gradients.
+    Raises InputError for what is no model of this library, or is not on a CPU.
     """
-    if _TABLE not in dict(model.named_parameters()) or not any(type(part) is WordScores for part in model.modules()):
-        raise InputError(f"accelerate: expected a language model, gpt or gpt2, got a {type(model).__name__}")
-    if not model.get_parameter(_TABLE).is_cpu:
-        raise InputError(f"accelerate: expected a model on a CPU, got one on {model.get_parameter(_TABLE).device}")
-    return _in_float32(_twin(model, HalfLinear)) if _fbgemm_packs(model) else prepacked(model, 1)
+    table = _table(model)
+    if not table.is_cpu:
+        raise InputError(f"accelerate: expected a model on a CPU, got one on {table.device}")
+    generates = "transformer" in model._modules and any(name == "scores" for name in model._modules)
+    if generates and _fbgemm_packs(model):
+        fast = _in_float32(_twin(model, HalfLinear))
+    else:
+        fast = prepacked(model, 1 if generates else _TOKENS)
+    if fast is model:
+        fast = _twin(model, None)
+    for part in fast.modules():
+        if not _has_hooks(part):  # such a part is the model's own
+            part.training = False
+            kept = part._parameters.items()
+            part._parameters = {key: None if p is None else nn.Parameter(p.detach(), False) for key, p in kept}
+    fast.acceleration = _told(fast, table)  # type: ignore[assignment]
+    return fast
 
 
-def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module]) -> M:
-    """A copy that shares all but its modules and the weights of linear maps; those are packed side by side."""
-    table = model.get_parameter(_TABLE)
+def _table(model: nn.Module) -> Tensor:
+    """[V, D]"""
+    embeddings = getattr(getattr(model, "transformer", model), "embeddings", None)
+    if not isinstance(embeddings, Embeddings):
+        raise InputError(f"accelerate: expected a model of this library, got a {type(model).__name__}")
+    return embeddings.word.weight
+
+
+def _told(model: nn.Module, table: Tensor) -> str:
+    counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in (PackedLinear, HalfLinear)}
+    fused = sum(type(part) in _FUSED.values() for part in model.modules())
+    dtype = str(table.dtype).removeprefix("torch.")
+    if counts[HalfLinear]:
+        return f"{counts[HalfLinear]} linear maps packed by FBGEMM from {dtype}, computed in float32"
+    if counts[PackedLinear]:
+        return f"{counts[PackedLinear]} linear maps packed by oneDNN in {dtype}, {fused} blocks fused"
+    return f"nothing: torch has no packed layout of {dtype} here"
+
+
+def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -> M:
+    """A copy that shares all but its modules and the weights of linear maps; those are packed side by side. None: they
+    stay.
+    """
+    table = _table(model)
     maps: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
-    for part in model.modules():
+    for part in model.modules() if pack else ():
         if type(part) is Linear and not _has_hooks(part):  # not an adapter that was made of one
             maps[part] = (part.weight, part.bias)
         elif type(part) is WordScores and not _has_hooks(part):
             maps[part] = (table, None)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        packed = dict(zip(maps, pool.map(lambda part: pack(*maps[part]), maps), strict=True))
+        packed = dict(zip(maps, pool.map(lambda part: pack(*maps[part]), maps), strict=True))  # type: ignore[misc]
 
     def twin(module: nn.Module) -> nn.Module:
         if module in packed:
@@ -107,9 +192,19 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module]) -> M:
             return module
         copied = copy.copy(module)
         copied._modules = {name: part and twin(part) for name, part in module._modules.items()}
+        if type(module) in _FUSED and _fuses(copied):
+            copied.__class__ = _FUSED[type(module)]
         return copied
 
     return twin(model)  # type: ignore[return-value]
+
+
+def _fuses(block: Any) -> bool:
+    """Whether a block's parts are as its fused forward calls them: nothing of them replaced or hooked."""
+    attention, feed = block.attention, block.feed_forward
+    plain = type(attention).forward is Attention.forward and type(feed) is FeedForward
+    hooked = _has_hooks(attention) or _has_hooks(feed)
+    return plain and not hooked and all(type(m) is PackedLinear for m in (attention.output, feed.inner, feed.output))
 
 
 def _in_float32(model: M) -> M:
@@ -129,7 +224,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _fbgemm_packs(model: nn.Module) -> bool:
     """Whether the model is in half precision, fits into float16, and nothing in it goes on as it is."""
-    table, parts = model.get_parameter(_TABLE), list(model.modules())
+    table, parts = _table(model), list(model.modules())
     if table.itemsize != 2 or torch.backends.quantized.engine not in ("x86", "fbgemm"):
         return False
     if any(_has_hooks(part) or (isinstance(part, nn.Linear) and type(part) is not Linear) for part in parts):

@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels": {"cache", "packing"},
     "layers": {"kernels", "cache", "packing", "errors"},
     "transformer": {"layers", "cache", "packing", "errors"},
-    "prepack": {"layers", "errors"},
+    "prepack": {"layers", "cache", "packing", "errors"},
     "generation": {"prepack", "cache", "errors"},
     "heads": {"transformer", "layers", "errors"},
     "language_model": {"heads", "generation", "transformer", "layers", "packing", "errors"},
