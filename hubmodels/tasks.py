@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from .language_model import LanguageModel
 from .tokenizers import BytePairTokenizer, WordPieceTokenizer, check_text, check_texts
 from .transformer import Encoder
 
+BATCH_TOKENS = 8192  # of a batch, padding included: enough for a CPU's or GPU's products to be at their best
+_CHUNK = 8192  # texts that are sorted by their length together
 _AT_ONCE = 512  # tokens that are projected on the vocabulary together: 100 MB with GPT-2's
 POOLINGS = ("mean", "first", "pooler")
 
@@ -28,42 +31,38 @@ class Guess(NamedTuple):
     probability: float
 
 
-def _check(texts: str | Sequence[str], batch_size: int) -> list[str]:
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}: expected at least 1")
-    return check_texts("texts", texts)
-
-
 @torch.inference_mode()
 def fill_mask(
-    model: MaskedLM, tokenizer: WordPieceTokenizer, texts: str | Sequence[str], top_k: int = 5, batch_size: int = 32
+    model: MaskedLM,
+    tokenizer: WordPieceTokenizer,
+    texts: str | Sequence[str],
+    top_k: int = 5,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[list[list[Guess]]]:
     """For each text, for each [MASK] in it, the `top_k` likeliest tokens, likeliest first.
 
-    Only masked positions are projected on the vocabulary. Raises InputError for a text without [MASK].
+    Only masked positions are projected on the vocabulary. batch_tokens: as for `embed`.
+    Raises InputError for a text without [MASK].
     """
-    texts = _check(texts, batch_size)
+    _check_batch(batch_tokens)
+    texts = check_texts("texts", texts)
     if not 1 <= top_k <= tokenizer.vocab_size:
         raise InputError(f"top_k = {top_k}: expected 1 to {tokenizer.vocab_size}, the size of the vocabulary")
+    rows = tokenizer.rows(texts)
+    for text, row in zip(texts, rows, strict=True):
+        if tokenizer.mask_token_id not in row:
+            raise InputError(f"no {tokenizer.mask_token} in {text!r}: write it where a word is to be filled in")
     device = model.transformer.embeddings.word.weight.device
-    results: list[list[list[Guess]]] = []
-    for begin in range(0, len(texts), batch_size):
-        batch = texts[begin : begin + batch_size]
-        inputs = {name: tensor.to(device) for name, tensor in tokenizer(batch).items()}
+    results: list[list[list[Guess]]] = [[] for _ in texts]
+    for batch in _batches(enumerate(rows), batch_tokens):
+        inputs = {name: tensor.to(device) for name, tensor in tokenizer.padded([ids for _, ids in batch]).items()}
         masked = inputs["input_ids"] == tokenizer.mask_token_id  # [B, S]
-        counts = masked.sum(1).tolist()
-        for text, count in zip(batch, counts, strict=True):
-            if not count:
-                raise InputError(f"no {tokenizer.mask_token} in {text!r}: write it where a word is to be filled in")
         logits = model(**inputs, labels=inputs["input_ids"].masked_fill(~masked, IGNORED)).logits  # [M, V]
         probabilities, ids = logits.float().softmax(-1).topk(top_k)
-        guesses = [
-            [Guess(token, int(i), float(p)) for token, i, p in zip(tokenizer.tokens(row), row, likely, strict=True)]
-            for row, likely in zip(ids, probabilities, strict=True)
-        ]
-        for count in counts:
-            results.append(guesses[:count])
-            guesses = guesses[count:]
+        owners = [number for number, row in batch for token in row if token == tokenizer.mask_token_id]
+        for number, row, likely in zip(owners, ids, probabilities, strict=True):
+            found = zip(tokenizer.tokens(row), row, likely, strict=True)
+            results[number].append([Guess(token, int(i), float(p)) for token, i, p in found])
     return results
 
 
@@ -71,33 +70,115 @@ def fill_mask(
 def embed(
     model: Encoder,
     tokenizer: WordPieceTokenizer,
-    texts: str | Sequence[str],
+    texts: str | Iterable[str],
     *,
     pooling: str = "mean",
     normalise: bool = True,
-    batch_size: int = 32,
+    overlap: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool = False,
 ) -> Tensor:
     """[N, D], a vector for each text, in their order, on the model's device.
 
+    texts: any number; what is no list is read as it is worked on.
     pooling: "mean" of the text's token states; "first", the state of [CLS]; or "pooler", BERT's pooler_output.
-    normalise: to length 1, so that a dot product is a cosine. Texts longer than the model's position table are cut.
+    normalise: to length 1, so that a dot product is a cosine.
+    overlap: None: texts longer than the model's position table are cut; a number: they are read in windows that share
+        so many tokens with the next, and their vector is the windows' mean, by their tokens.
+    batch_tokens: of a batch, at most, padding included: texts are sorted by their length, so that there is little.
+    progress: show a bar.
+    Raises InputError for an option that is none, and for a text that is no text.
     """
     if pooling not in POOLINGS:
         raise InputError(f"pooling = {pooling!r}: expected one of {', '.join(POOLINGS)}")
-    texts = _check(texts, batch_size)
+    _check_batch(batch_tokens)
     table = model.embeddings.position.weight
-    vectors = []
-    for begin in range(0, len(texts), batch_size):
-        inputs = tokenizer(texts[begin : begin + batch_size], max_length=len(table))
+    room = len(table) - 2  # beside the special tokens
+    if overlap is not None and not (type(overlap) is int and 0 <= overlap < room):
+        raise InputError(f"overlap = {overlap!r}: expected None, or a number of tokens from 0 to {room - 1}")
+    found = []
+    with _bar(progress, texts) as bar:
+        for chunk in _chunks(texts):
+            rows = tokenizer.rows(chunk, None if overlap is not None else len(table))
+            windows = [(number, window) for number, row in enumerate(rows) for window in _windows(row, room, overlap)]
+            found.append(_vectors(model, tokenizer, windows, len(chunk), pooling, batch_tokens, bar))
+    joined = torch.cat(found) if found else table.new_empty(0, table.shape[1])
+    return F.normalize(joined, dim=-1) if normalise else joined
+
+
+def _bar(progress: bool, texts: str | Iterable[str]) -> Any:
+    from tqdm import tqdm
+
+    total = len(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else None
+    return tqdm(total=total, unit="text", unit_scale=True, disable=not progress)
+
+
+def _chunks(texts: str | Iterable[str]) -> Iterator[list[str]]:
+    """Texts that are sorted and read together: of any number only so many are in memory."""
+    if isinstance(texts, str | Sequence):
+        texts = check_texts("texts", texts)
+    elif not isinstance(texts, Iterable):
+        raise InputError(f"texts: expected a str or an iterable of them, got {type(texts).__name__}")
+    places = iter(texts)
+    while chunk := list(islice(places, _CHUNK)):
+        yield check_texts("texts", chunk)
+
+
+def _windows(row: list[int], room: int, overlap: int | None) -> Iterator[list[int]]:
+    """[CLS] … [SEP] -> the same of at most `room` tokens between them"""
+    body = row[1:-1]
+    if overlap is None or len(body) <= room:
+        yield row
+        return
+    for begin in range(0, len(body) - overlap, room - overlap):
+        yield [row[0], *body[begin : begin + room], row[-1]]
+
+
+def _vectors(
+    model: Encoder,
+    tokenizer: WordPieceTokenizer,
+    windows: Sequence[tuple[int, list[int]]],
+    count: int,
+    pooling: str,
+    batch_tokens: int,
+    bar: Any,
+) -> Tensor:
+    """[count, D]; windows: the number of the text and its ids"""
+    table = model.embeddings.position.weight
+    totals = [0] * count
+    for number, ids in windows:
+        totals[number] += len(ids)
+    vectors = table.new_zeros(count, table.shape[1])
+    for batch in _batches(windows, batch_tokens):
+        inputs = tokenizer.padded([ids for _, ids in batch])
         inputs = {name: tensor.to(table.device) for name, tensor in inputs.items()}
         output = model(**inputs)
-        if pooling == "mean":
-            lengths = inputs["attention_mask"].sum(1, keepdim=True)
-            vectors.append(output.last_hidden_state.sum(1) / lengths)  # padding is zeros
+        if pooling == "mean":  # padding is zeros
+            pooled = output.last_hidden_state.sum(1) / inputs["attention_mask"].sum(1, keepdim=True)
         else:
-            vectors.append(output.pooler_output if pooling == "pooler" else output.last_hidden_state[:, 0])
-    joined = torch.cat(vectors) if vectors else table.new_empty(0, table.shape[1])
-    return F.normalize(joined, dim=-1) if normalise else joined
+            pooled = output.pooler_output if pooling == "pooler" else output.last_hidden_state[:, 0]
+        shares = pooled.new_tensor([len(ids) / totals[number] for number, ids in batch])
+        owners = torch.tensor([number for number, _ in batch], device=table.device)
+        vectors.index_add_(0, owners, pooled * shares[:, None])
+        bar.update(sum(map(float, shares)))
+    return vectors
+
+
+def _check_batch(batch_tokens: int) -> None:
+    if type(batch_tokens) is not int or batch_tokens < 1:
+        raise InputError(f"batch_tokens = {batch_tokens!r}: expected a whole number, at least 1")
+
+
+def _batches(rows: Iterable[tuple[int, list[int]]], most: int) -> Iterator[list[tuple[int, list[int]]]]:
+    """Numbers and ids, longest first: as many rows as fit, padded to the longest; at least one."""
+    batch: list[tuple[int, list[int]]] = []
+    for row in sorted(rows, key=lambda row: -len(row[1])):
+        if batch and len(batch[0][1]) * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 class Completion(NamedTuple):

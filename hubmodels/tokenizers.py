@@ -232,6 +232,18 @@ class WordPieceTokenizer(Tokenizer):
         tokens = zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True)
         return {"tokenizer_class": "BertTokenizer", **found, **{f"{name}_token": token for name, token in tokens}}
 
+    def rows(self, texts: str | Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """The ids of each text, [CLS] and [SEP] included, without padding. max_length: as in a call."""
+        if max_length is not None and max_length < 2:
+            raise InputError(f"max_length = {max_length}: expected at least 2, the special tokens alone")
+        return [self._row([text], max_length)[0] for text in self._encode("texts", texts)]
+
+    def padded(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Rows of ids -> input_ids and attention_mask [B, S], padded on the right."""
+        ids = _padded(rows, self.pad_token_id)
+        lengths = torch.tensor([len(row) for row in rows])
+        return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+
     def _row(self, parts: Sequence[Any], max_length: int | None) -> tuple[list[int], list[int], list[tuple[int, int]]]:
         """One text or two, as the library encodes them -> ids, types and offsets of [CLS] first [SEP] second [SEP]."""
         ids, types, places = [self.cls_token_id], [0], [(0, 0)]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import SHARED
 
-from hubmodels import bertForMaskedLM, bertModel, bertTokenizer, generation, gpt, gptTokenizer
+import hubmodels
+from hubmodels import bertForMaskedLM, bertModel, bertTokenizer, generation, gpt, gptTokenizer, tasks
 from hubmodels.errors import InputError
 from hubmodels.families.gpt import Gpt, GptConfig
 from hubmodels.layers import initialise
@@ -93,10 +94,10 @@ def probabilities(results) -> list[float]:
     return [guess.probability for masks in results for guesses in masks for guess in guesses]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_fill_mask_does_not_depend_on_the_batch(masked_lm, tokenizer, batch_size):
+@pytest.mark.parametrize("batch_tokens", [1, 20, 64])
+def test_fill_mask_does_not_depend_on_the_batch(masked_lm, tokenizer, batch_tokens):
     together = fill_mask(masked_lm, tokenizer, MASKED)
-    apart = fill_mask(masked_lm, tokenizer, MASKED, batch_size=batch_size)
+    apart = fill_mask(masked_lm, tokenizer, MASKED, batch_tokens=batch_tokens)
     assert [[[g.token for g in m] for m in masks] for masks in apart] == [
         [[g.token for g in m] for m in masks] for masks in together
     ]
@@ -109,11 +110,11 @@ def test_fill_mask_takes_one_text_as_a_list_of_one(masked_lm, tokenizer):
     assert fill_mask(masked_lm, tokenizer, []) == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 32])
-def test_fill_mask_names_the_text_without_a_mask(masked_lm, tokenizer, batch_size):
+@pytest.mark.parametrize("batch_tokens", [1, 32])
+def test_fill_mask_names_the_text_without_a_mask(masked_lm, tokenizer, batch_tokens):
     message = "no [MASK] in 'The ship [mask].': write it where a word is to be filled in"
     with pytest.raises(InputError, match=re.escape(message)):
-        fill_mask(masked_lm, tokenizer, [MASKED[0], "The ship [mask]."], batch_size=batch_size)
+        fill_mask(masked_lm, tokenizer, [MASKED[0], "The ship [mask]."], batch_tokens=batch_tokens)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1_000_000])
@@ -164,11 +165,103 @@ def test_embed_gives_unit_vectors_by_the_mean_unless_told_otherwise(encoder, tok
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_embed_does_not_depend_on_the_batch(encoder, tokenizer, pooling, batch_size):
+@pytest.mark.parametrize("batch_tokens", [1, 20, 64])
+def test_embed_does_not_depend_on_the_batch(encoder, tokenizer, pooling, batch_tokens):
     together = embed(encoder, tokenizer, TEXTS, pooling=pooling)
-    apart = embed(encoder, tokenizer, TEXTS, pooling=pooling, batch_size=batch_size)
+    apart = embed(encoder, tokenizer, TEXTS, pooling=pooling, batch_tokens=batch_tokens)
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-5)
+
+
+def mixed_texts(count: int) -> list[str]:
+    """Of very different lengths, in no order."""
+    draw = random.Random(0)
+    words = ["the", "sea", "and", "a", "ship", "sailed", "dark", "night", "captain", "looked", "at"]
+    return [" ".join(draw.choices(words, k=draw.choice([1, 2, 7, 30, 90]))) for _ in range(count)]
+
+
+def test_a_batch_has_no_more_tokens_than_it_may_and_little_padding(encoder, tokenizer):
+    shapes, real = [], []
+
+    def look(module, arguments, options):
+        shapes.append(options["input_ids"].shape)
+        real.append(int(options["attention_mask"].sum()))
+
+    handle = encoder.register_forward_pre_hook(look, with_kwargs=True)
+    texts = mixed_texts(300)
+    found = embed(encoder, tokenizer, texts, batch_tokens=500)
+    handle.remove()
+    sizes = [rows * length for rows, length in shapes]
+    assert max(sizes) <= 500
+    assert sum(real) == sum(len(row) for row in tokenizer.rows(texts))
+    assert sum(real) >= 0.9 * sum(sizes)
+    assert len(shapes) < 60
+    one = torch.cat([embed(encoder, tokenizer, text) for text in texts[:20]])
+    torch.testing.assert_close(found[:20], one, rtol=0, atol=1e-5)
+
+
+def test_a_text_longer_than_a_batch_may_be_is_a_batch(encoder, tokenizer):
+    assert embed(encoder, tokenizer, ["the sea " * 20, "sea"], batch_tokens=4).shape[0] == 2
+
+
+def test_embed_reads_texts_as_they_come(encoder, tokenizer, monkeypatch):
+    """Of any number: never more than a chunk is in memory, and the order is kept."""
+    monkeypatch.setattr(tasks, "_CHUNK", 16)
+    texts, waiting, most = mixed_texts(50), [], []
+
+    def read():
+        for text in texts:
+            waiting.append(text)
+            yield text
+
+    rows = type(tokenizer).rows
+    monkeypatch.setattr(
+        type(tokenizer), "rows", lambda *given: (most.append(len(waiting)), waiting.clear(), rows(*given))[2]
+    )
+    found = embed(encoder, tokenizer, read())
+    assert (most, waiting) == ([16, 16, 16, 2], [])
+    torch.testing.assert_close(found, embed(encoder, tokenizer, texts), rtol=0, atol=1e-5)
+
+
+def test_windows_of_a_long_text_by_hand(encoder, tokenizer):
+    room, text = encoder.config.max_position_embeddings - 2, long_text(encoder)
+    (row,) = tokenizer.rows(text)
+    first, last, body = row[0], row[-1], row[1:-1]
+    for overlap in (0, 7, room - 1 if len(body) < 2 * room else room // 2):
+        begins = range(0, len(body) - overlap, room - overlap)
+        windows = [[first, *body[begin : begin + room], last] for begin in begins]
+        assert windows[-1][-2] == body[-1]
+        with torch.no_grad():
+            states = [encoder(torch.tensor([ids])).last_hidden_state[0] for ids in windows]
+        expected = torch.cat(states).mean(0)
+        found = embed(encoder, tokenizer, ["sea", text], overlap=overlap, normalise=False)
+        torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[:1], embed(encoder, tokenizer, ["sea"], normalise=False), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [-1, 1.0, "2", 10**6])
+def test_an_overlap_that_is_none_is_refused(encoder, tokenizer, overlap):
+    with pytest.raises(
+        InputError, match=re.escape(f"overlap = {overlap!r}: expected None, or a number of tokens from 0")
+    ):
+        embed(encoder, tokenizer, TEXTS, overlap=overlap)
+
+
+@pytest.mark.parametrize("batch_tokens", [0, -1, 2.5])
+def test_a_batch_of_no_tokens_is_refused(encoder, tokenizer, batch_tokens):
+    with pytest.raises(InputError, match=re.escape(f"batch_tokens = {batch_tokens}: expected a whole number")):
+        embed(encoder, tokenizer, TEXTS, batch_tokens=batch_tokens)
+
+
+def test_a_bar_counts_texts(encoder, tokenizer, capsys):
+    embed(encoder, tokenizer, TEXTS)
+    assert capsys.readouterr().err == ""
+    embed(encoder, tokenizer, TEXTS, progress=True)
+    assert f"{len(TEXTS):.2f}/{len(TEXTS):.2f}" in capsys.readouterr().err
+
+
+def test_embed_with_an_accelerated_model(encoder, tokenizer):
+    found = embed(hubmodels.accelerate(encoder), tokenizer, TEXTS)
+    torch.testing.assert_close(found, embed(encoder, tokenizer, TEXTS), rtol=0, atol=1e-5)
 
 
 def test_embed_takes_one_text_and_none(encoder, tokenizer):
@@ -200,20 +293,20 @@ def test_embed_gives_vectors_that_something_can_be_trained_on(encoder, tokenizer
 
 @pytest.fixture(params=["fill_mask", "embed"])
 def task(request, masked_lm, encoder, tokenizer):
-    """texts, batch_size -> either task's answer"""
+    """texts, batch_tokens -> either task's answer"""
     function, model = (fill_mask, masked_lm) if request.param == "fill_mask" else (embed, encoder)
-    return lambda texts, batch_size: function(model, tokenizer, texts, batch_size=batch_size)
+    return lambda texts, batch_tokens: function(model, tokenizer, texts, batch_tokens=batch_tokens)
 
 
 def test_tasks_name_the_place_of_what_is_no_text(task):
     with pytest.raises(InputError, match=re.escape("texts[2]: expected a str, got int")):
-        task(["[MASK]", "[MASK]", 3], batch_size=2)
+        task(["[MASK]", "[MASK]", 3], batch_tokens=20)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_tasks_refuse_an_empty_batch(task, batch_size):
-    with pytest.raises(InputError, match=f"batch_size = {batch_size}"):
-        task(["[MASK]"], batch_size=batch_size)
+@pytest.mark.parametrize("batch_tokens", [0, -1])
+def test_tasks_refuse_an_empty_batch(task, batch_tokens):
+    with pytest.raises(InputError, match=f"batch_tokens = {batch_tokens}"):
+        task(["[MASK]"], batch_tokens=batch_tokens)
 
 
 # Language models: what is added to a text
