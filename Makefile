@@ -19,6 +19,7 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/ragged.py
+	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/formats.py

@@ -66,6 +66,14 @@ def test_embed_as_json_is_complete(answer, pooling):
         assert row["vector"] == pytest.approx(vector, abs=1e-5)
 
 
+def test_embed_reads_long_texts_in_windows(answer):
+    text = "the ship sailed across the sea " * 60
+    whole, cut = (json.loads(answer("embed", text, "--json", *more))[0]["vector"] for more in (("--overlap", "8"), ()))
+    model, tokenizer = bertModel("bert-nano"), bertTokenizer("bert-nano")
+    assert whole == pytest.approx(embed(model, tokenizer, text, overlap=8)[0].tolist(), abs=1e-5)
+    assert whole != pytest.approx(cut, abs=1e-5)
+
+
 # generate
 
 

@@ -20,6 +20,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     filled.add_argument("--top-k", type=int, default=5, metavar="K", help="words for each mask (5)")
     embedded = command("embed", _embed, "A vector for each text.")
     embedded.add_argument("--pooling", default="mean", help="mean (default), first or pooler")
+    embedded.add_argument(
+        "--overlap", type=int, metavar="N", help="read long texts in windows that share N tokens (cut)"
+    )
     generated = command("generate", _generate, "Go on from a text, as it comes.")
     _add_generation_arguments(generated)
     scored = command("score", _score, "How likely each token of a text is after those before it.")
@@ -73,7 +76,8 @@ def _fill_mask(options: argparse.Namespace) -> None:
 def _embed(options: argparse.Namespace) -> None:
     texts = _texts(options)
     model, tokenizer = hub.bertModel(options.model), hub.bertTokenizer(options.model)
-    vectors = tasks.embed(model, tokenizer, texts, pooling=options.pooling)
+    shown = sys.stderr.isatty()
+    vectors = tasks.embed(model, tokenizer, texts, pooling=options.pooling, overlap=options.overlap, progress=shown)
     if options.json:
         pairs = zip(texts, vectors.tolist(), strict=True)
         return print_json([{"text": text, "vector": vector} for text, vector in pairs])
