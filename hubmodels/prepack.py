@@ -136,15 +136,16 @@ def accelerate(model: M) -> M:
     table = _table(model)
     if not table.is_cpu:
         raise InputError(f"accelerate: expected a model on a CPU, got one on {table.device}")
-    generates = "transformer" in model._modules and any(name == "scores" for name in model._modules)
+    generates = "scores" in model._modules
     if generates and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
     else:
         fast = prepacked(model, 1 if generates else _TOKENS)
     if fast is model:
         fast = _twin(model, None)
+    own = set(model.modules())  # the copy shares those with hooks
     for part in fast.modules():
-        if not _has_hooks(part):  # such a part is the model's own
+        if part not in own:
             part.training = False
             kept = part._parameters.items()
             part._parameters = {key: None if p is None else nn.Parameter(p.detach(), False) for key, p in kept}

@@ -314,6 +314,13 @@ def test_an_accelerated_encoder_equals_the_plain_one(name, padded, dtype, allowe
     assert not any(type(part) is Linear for part in fast.modules())
 
 
+def test_a_batch_of_no_tokens_at_all():
+    model, inputs = hubmodels.bertForMaskedLM("bert-nano"), encoder_inputs("")
+    inputs["attention_mask"] = torch.zeros_like(inputs["attention_mask"])
+    with torch.inference_mode():
+        assert torch.equal(accelerate(model)(**inputs).logits, model(**inputs).logits)
+
+
 def test_labels_of_an_accelerated_model():
     model = hubmodels.bertForMaskedLM("bert-nano")
     inputs = encoder_inputs("bertForMaskedLM")
@@ -355,9 +362,14 @@ def test_an_accelerated_model_is_for_inference(dtype):
 
 @pytest.mark.parametrize("part", ["attention", "feed_forward", "feed_forward.inner", "attention.output"])
 def test_hooks_within_a_block_still_run(part):
-    model, seen = hubmodels.bertModel("bert-nano"), []
+    model, seen = hubmodels.bertModel("bert-nano").train(), []
     model.layers[1].get_submodule(part).register_forward_hook(lambda *_: seen.append(part))
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
     fast = accelerate(model)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    model.eval()
     with torch.inference_mode():
         found, expected = (each(**encoder_inputs("")).last_hidden_state for each in (fast, model))
     assert distance(found, expected) <= 1e-5
