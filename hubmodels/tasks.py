@@ -121,7 +121,7 @@ def _chunks(texts: str | Iterable[str]) -> Iterator[list[str]]:
         raise InputError(f"texts: expected a str or an iterable of them, got {type(texts).__name__}")
     places = iter(texts)
     while chunk := list(islice(places, _CHUNK)):
-        yield check_texts("texts", chunk)
+        yield chunk
 
 
 def _windows(row: list[int], room: int, overlap: int | None) -> Iterator[list[int]]:
@@ -157,10 +157,10 @@ def _vectors(
             pooled = output.last_hidden_state.sum(1) / inputs["attention_mask"].sum(1, keepdim=True)
         else:
             pooled = output.pooler_output if pooling == "pooler" else output.last_hidden_state[:, 0]
-        shares = pooled.new_tensor([len(ids) / totals[number] for number, ids in batch])
+        shares = [len(ids) / totals[number] for number, ids in batch]
         owners = torch.tensor([number for number, _ in batch], device=table.device)
-        vectors.index_add_(0, owners, pooled * shares[:, None])
-        bar.update(sum(map(float, shares)))
+        vectors.index_add_(0, owners, pooled * pooled.new_tensor(shares)[:, None])
+        bar.update(sum(shares))
     return vectors
 
 
