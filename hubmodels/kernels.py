@@ -1,6 +1,7 @@
 """How tokens look at each other: the kernels behind `Attention.attend`. Shape letters: see `layers.py`."""
 
 import zlib
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +48,35 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout:
     return packing.pack(out.transpose(1, 2))
 
 
+@cache
+def products_are_faster(dtype: torch.dtype) -> bool:
+    """Whether this CPU's plain products beat those in torch's flash attention: in bfloat16, unless it has AMX."""
+    fast = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return dtype == torch.bfloat16 and fast and torch.backends.mkldnn.is_available()
+
+
+def product_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """Softmax between two products, for as many heads at once as stay in a CPU's cache; each looks at all of its row.
+
+    For inference: no gradients. The scores are rounded to the dtype, as in BERT's first implementations.
+    """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    uniform = [(0, len(q), packing.batch, packing.length)] if len(q) else []
+    for run in uniform if packing.offsets is None else _runs(packing.offsets):
+        queries, keys, values = (_rows(x, run).contiguous().flatten(0, 1) for x in (q, k, v))  # [rows * H, length, K]
+        mixed = torch.empty_like(queries)
+        at_once = max(1, _SCORES // run[3] ** 2)
+        scores = q.new_empty(min(at_once, len(queries)), run[3], run[3])
+        weights = torch.empty_like(scores)
+        parts = (x.split(at_once) for x in (queries, keys, values, mixed))
+        for query, key, value, mix in zip(*parts, strict=True):
+            few = slice(len(query))
+            torch.baddbmm(scores[few], query, key.mT, beta=0, alpha=q.shape[-1] ** -0.5, out=scores[few])
+            torch.bmm(torch.softmax(scores[few], -1, out=weights[few]), value, out=mix)
+        _rows(out, run).copy_(mixed.unflatten(0, (run[2], -1)))
+    return out
+
+
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     """Variable-length flash attention, CUDA, half precision."""
     from torch.nn.attention.varlen import varlen_attn
@@ -63,6 +93,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
 _NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
 while hasattr(getattr(torch.ops, _NAMESPACE), "ragged_attention"):  # this file ran before, and its models live on
     _NAMESPACE += "_"
+_SCORES = 2**19  # of these, and of their softmax, a megabyte of bfloat16 each
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

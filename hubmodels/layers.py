@@ -67,6 +67,11 @@ def initialise(module: nn.Module, std: float, generator: torch.Generator | None 
             part.weight[part.padding_idx].zero_()
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes into a module, or comes out of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def check_ids(name: str, ids: Tensor, size: int, what: str) -> None:
     """Raise InputError unless all of `ids` are in 0 … size - 1.
 
@@ -197,9 +202,14 @@ class Attention(nn.Module):
             return kernels.seen_attention(q, seen, packing, dropout, probs)
         if probs is not None:
             return kernels.explicit_attention(q, k, v, packing, dropout, probs)
+        plain = (
+            dropout == 0.0 and not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and q.requires_grad)
+        )
+        whole = packing.pairwise is None and not packing.causal  # each token looks at all of its row
+        if q.is_cpu and plain and whole and kernels.products_are_faster(q.dtype):
+            return kernels.product_attention(q, k, v, packing)
         if packing.offsets is not None and dropout == 0.0:
             if q.is_cpu:
-                plain = not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and q.requires_grad)
                 kernel = kernels._ragged_attention if plain else kernels.ragged_attention
                 return kernel(q, k, v, packing.offsets, packing.causal)[0]
             if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):

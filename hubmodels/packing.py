@@ -5,6 +5,7 @@ into one list [T, ...] before the first layer and put back into their places aft
 between sees real tokens only. Shape letters: see `layers.py`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,29 @@ class Packing(NamedTuple):
             return packed.view(shape)
         flat = packed.new_full((self.batch * self.length, *packed.shape[1:]), fill)
         return flat.index_copy(0, self.indices, packed).view(shape)
+
+    def parts(self, most: int) -> list[tuple[slice, "Packing"]]:
+        """Neighbouring rows of at most `most` tokens together, or one row of more: where they stand in [T], and their
+        own packing. Of a mask of pairs only the whole.
+        """
+        if self.pairwise is not None or self.batch * self.length == 0:
+            return [(slice(None), self)]
+        ends: Sequence[int] = range(0, (self.batch + 1) * self.length, self.length)
+        if self.offsets is not None:
+            ends = self.offsets.tolist()
+        cuts = [0]
+        for row in range(1, self.batch):
+            if ends[row + 1] - ends[cuts[-1]] > most:
+                cuts.append(row)
+        return [self._part(begin, end, ends) for begin, end in zip(cuts, [*cuts[1:], self.batch], strict=True)]
+
+    def _part(self, begin: int, end: int, ends: Sequence[int]) -> tuple[slice, "Packing"]:
+        """Of the rows from `begin` to before `end`"""
+        where, part = slice(ends[begin], ends[end]), self._replace(batch=end - begin)
+        if self.indices is None or self.offsets is None:
+            return where, part
+        indices, offsets = self.indices[where] - begin * self.length, self.offsets[begin : end + 1] - ends[begin]
+        return where, part._replace(indices=indices, offsets=offsets)
 
     def first(self, packed: Tensor) -> Tensor:
         """[T, D] -> [B, D], each row's first real token ([CLS]); zeros for a row that is all padding."""

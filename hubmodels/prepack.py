@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from .cache import LayerCache
 from .errors import InputError
-from .layers import ACTIVATIONS, Attention, Embeddings, FeedForward, Linear, PostNormBlock, PreNormBlock, WordScores
+from .layers import (
+    ACTIVATIONS,
+    Attention,
+    Embeddings,
+    FeedForward,
+    Linear,
+    PostNormBlock,
+    PreNormBlock,
+    WordScores,
+    has_hooks,
+)
 from .packing import Packing
 
 M = TypeVar("M", bound=nn.Module)
@@ -179,9 +189,9 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
     table = _table(model)
     maps: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
     for part in model.modules() if pack else ():
-        if type(part) is Linear and not _has_hooks(part):  # not an adapter that was made of one
+        if type(part) is Linear and not has_hooks(part):  # not an adapter that was made of one
             maps[part] = (part.weight, part.bias)
-        elif type(part) is WordScores and not _has_hooks(part):
+        elif type(part) is WordScores and not has_hooks(part):
             maps[part] = (table, None)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         packed = dict(zip(maps, pool.map(lambda part: pack(*maps[part]), maps), strict=True))  # type: ignore[misc]
@@ -189,7 +199,7 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
     def twin(module: nn.Module) -> nn.Module:
         if module in packed:
             return PackedWordScores(packed[module]) if isinstance(module, WordScores) else packed[module]
-        if _has_hooks(module):
+        if has_hooks(module):
             return module
         copied = copy.copy(module)
         copied._modules = {name: part and twin(part) for name, part in module._modules.items()}
@@ -204,7 +214,7 @@ def _fuses(block: Any) -> bool:
     """Whether a block's parts are as its fused forward calls them: nothing of them replaced or hooked."""
     attention, feed = block.attention, block.feed_forward
     plain = type(attention).forward is Attention.forward and type(feed) is FeedForward
-    hooked = _has_hooks(attention) or _has_hooks(feed)
+    hooked = has_hooks(attention) or has_hooks(feed)
     return plain and not hooked and all(type(m) is PackedLinear for m in (attention.output, feed.inner, feed.output))
 
 
@@ -219,16 +229,12 @@ def _in_float32(model: M) -> M:
     return model
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _fbgemm_packs(model: nn.Module) -> bool:
     """Whether the model is in half precision, fits into float16, and nothing in it goes on as it is."""
     table, parts = _table(model), list(model.modules())
     if table.itemsize != 2 or torch.backends.quantized.engine not in ("x86", "fbgemm"):
         return False
-    if any(_has_hooks(part) or (isinstance(part, nn.Linear) and type(part) is not Linear) for part in parts):
+    if any(has_hooks(part) or (isinstance(part, nn.Linear) and type(part) is not Linear) for part in parts):
         return False
     return all(float(p.detach().abs().max()) < torch.finfo(torch.float16).max for p in model.parameters())
 

@@ -14,8 +14,13 @@ from typing_extensions import TypedDict, Unpack
 
 from .cache import Cache
 from .errors import InputError
-from .layers import Block, Embeddings, LayerNorm, Linear
+from .layers import Block, Embeddings, LayerNorm, Linear, has_hooks
 from .packing import Packing, packing_of
+
+# Bytes of the widest tensor between the two maps of a feed-forward, in inference on a CPU; of a larger batch, rows go
+# through the blocks in parts. glibc keeps freed memory of up to 32 MiB for the next tensor: larger ones come anew from
+# the system, page by page, in each block, which costs a tenth of the whole.
+_AT_ONCE = 24 * 2**20
 
 
 class EncoderOutput(NamedTuple):
@@ -113,22 +118,37 @@ class Transformer(nn.Module):
         x = self.embeddings(words, token_type_ids, position_ids, packing, begin)  # [T, D]
         if cache is not None:
             cache.begin(packing)
-        states: list[Tensor] = [x] if output_hidden_states else []  # kept alive only if they are asked for
+        states: list[Tensor] | None = [x] if output_hidden_states else None  # kept alive only if they are asked for
         probs: list[Tensor] | None = [] if output_attentions else None
-        for number, layer in enumerate(self.layers):
-            run: Callable[..., Tensor] = layer
-            if self.gradient_checkpointing and self.training:
-                run = partial(checkpoint, layer, use_reentrant=False)
-            x = run(x, packing, probs, None if cache is None else cache.layers[number])
-            if output_hidden_states:
-                states.append(x)
+        parts = [(slice(None), packing)]
+        if cache is None and states is None and probs is None and self._may_part(x):
+            parts = packing.parts(_AT_ONCE // (4 * x.shape[1] * x.itemsize))
+        done = []
+        for where, part in parts:
+            y = x[where]
+            for number, layer in enumerate(self.layers):
+                run: Callable[..., Tensor] = layer
+                if self.gradient_checkpointing and self.training:
+                    run = partial(checkpoint, layer, use_reentrant=False)
+                y = run(y, part, probs, None if cache is None else cache.layers[number])
+                if states is not None:
+                    states.append(y)
+            done.append(y)
+        x = done[0] if len(done) == 1 else torch.cat(done)
         if self.norm is not None:
             x = self.norm(x)
-            states[-1:] = [x] if output_hidden_states else []
+            if states is not None:
+                states[-1] = x
         if cache is not None:
             cache.length += packing.length
-        hidden_states = tuple(packing.unpack(s) for s in states) if output_hidden_states else None
+        hidden_states = None if states is None else tuple(packing.unpack(s) for s in states)
         return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
+
+    def _may_part(self, x: Tensor) -> bool:
+        """Whether the rows of a batch may go through the blocks one after the other and nobody sees it."""
+        if not x.is_cpu or x.requires_grad or self.training or torch.compiler.is_compiling():
+            return False
+        return len(x) > 1 and not any(has_hooks(part) for part in self.layers.modules())
 
     def _begin_of(self, cache: Cache) -> int:
         if not self.causal:

@@ -39,9 +39,9 @@ from reference import (
 )
 
 import hubmodels
-from hubmodels import kernels
+from hubmodels import kernels, transformer
 from hubmodels.families import bert
-from hubmodels.layers import ACTIVATIONS, Attention
+from hubmodels.layers import ACTIVATIONS, Attention, PostNormBlock
 from hubmodels.packing import packing_of
 
 EXACT = 1e-10  # float64
@@ -599,3 +599,28 @@ def test_a_layers_states_live_on_only_if_they_are_asked_for(asked):
     for hook in hooks:
         hook.remove()
     assert alive == [asked]
+
+
+@pytest.mark.parametrize("case", ["inference", "gradients", "train", "hook", "states", "attentions"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_large_batch_goes_through_in_parts_if_nobody_sees_it(pattern, case, monkeypatch):
+    ours, _ = pair("BertModel")
+    ours.train(case == "train")
+    given = inputs_of("BertModel", pattern)
+    asked = {"states": {"output_hidden_states": True}, "attentions": {"output_attentions": True}}.get(case, {})
+    with torch.no_grad():
+        whole = ours(**given, **asked)
+    tokens, real = [], PostNormBlock.forward
+    monkeypatch.setattr(PostNormBlock, "forward", lambda self, x, *rest: tokens.append(len(x)) or real(self, x, *rest))
+    monkeypatch.setattr(transformer, "_AT_ONCE", 2 * S * 4 * D * 8)  # bytes of two full rows in float64
+    if case == "hook":
+        ours.layers[0].feed_forward.register_forward_hook(lambda *_: None)
+    with torch.set_grad_enabled(case == "gradients"):
+        parted = ours(**given, **asked)
+    total = int(given["attention_mask"].sum())
+    assert sum(tokens) == LAYERS * total
+    assert (len(tokens) > LAYERS) == (case == "inference" and total > 2 * S)
+    assert max(tokens) <= (2 * S if case == "inference" else B * S)
+    if case != "train":
+        assert distance(parted.last_hidden_state, whole.last_hidden_state) <= EXACT
+        assert distance(parted.pooler_output, whole.pooler_output) <= EXACT

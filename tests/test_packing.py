@@ -202,6 +202,34 @@ def test_a_mask_of_another_shape_is_refused(shape):
     )
 
 
+@pytest.mark.parametrize("most", [1, S, 2 * S, 3 * S - 1, B * S])
+@pytest.mark.parametrize("pattern", [*PATTERNS, "with an empty row"])
+def test_parts_are_neighbouring_rows_with_a_packing_of_their_own(pattern, most):
+    packed, mask = with_an_empty_row() if pattern == "with an empty row" else packing(pattern)
+    x = torch.randn(B, S, D, generator=generator(23))
+    tokens = packed.pack(x)
+    parts = packed.parts(most)
+    assert torch.equal(torch.cat([tokens[where] for where, _ in parts]), tokens)
+    assert sum(part.batch for _, part in parts) == B
+    begin = 0
+    for where, part in parts:
+        rows = slice(begin, begin + part.batch)
+        assert torch.equal(part.pack(x[rows]), tokens[where])
+        assert torch.equal(part.unpack(tokens[where]), x[rows] * mask[rows, :, None])
+        lengths = mask[rows].sum(1).tolist()
+        assert sum(lengths) <= most or part.batch == 1
+        if part.offsets is not None:
+            assert part.offsets.diff().tolist() == lengths
+        begin += part.batch
+
+
+def test_a_batch_of_pairs_and_one_without_tokens_stay_whole():
+    pairs = packing_of(B, S, torch.ones(B, S, S))
+    assert pairs.parts(S) == [(slice(None), pairs)]
+    empty = packing_of(0, S, None)
+    assert empty.parts(S) == [(slice(None), empty)]
+
+
 # The kernels
 
 
@@ -225,6 +253,26 @@ def test_kernels_equal_attention_by_hand_with_gradients(pattern, causal):
         assert distance(result, expected) <= 1e-12, name
         gradients = torch.autograd.grad((result * weights).sum(), inputs)
         assert max(map(distance, gradients, expected_gradients)) <= 1e-12, name
+
+
+@pytest.mark.parametrize("scores", [1, S * S, 2**19], ids=["one head", "a few", "all"])
+@pytest.mark.parametrize("pattern", [*PATTERNS, "with an empty row"])
+def test_attention_in_products_equals_attention_by_hand(pattern, scores, monkeypatch):
+    monkeypatch.setattr(kernels, "_SCORES", scores)
+    packed, mask = with_an_empty_row() if pattern == "with an empty row" else packing(pattern)
+    with torch.no_grad():
+        q, k, v = fused = torch.stack(heads(int(mask.sum())), 1).unbind(1)  # views, as the fused projection gives them
+        assert distance(kernels.product_attention(q, k, v, packed), by_hand(q, k, v, mask)) <= 1e-12
+        halves = [x.bfloat16() for x in fused]
+        expected = by_hand(*(x.double() for x in halves), mask)
+        assert distance(kernels.product_attention(*halves, packed), expected) <= 3e-2
+
+
+@pytest.mark.parametrize(("batch", "length"), [(0, S), (B, 0)])
+def test_attention_in_products_of_no_token(batch, length):
+    for packed in (packing_of(batch, length, None), packing_of(B, S, torch.zeros(B, S))):
+        with torch.no_grad():
+            assert kernels.product_attention(*heads(0), packed).shape == (0, H, K)
 
 
 @BOTH
@@ -421,6 +469,37 @@ def test_attend_takes_the_kernel_that_fits(pattern, training, weights, kernel, m
     attention = layers.Attention(D, H, dropout=0.1).train(training)
     attention.attend(*heads(int(mask.sum()), dtype=torch.float32), packed, [] if weights else None)
     assert called == [kernel]
+
+
+@pytest.mark.parametrize("pattern", ["none", "right"])
+@pytest.mark.parametrize(
+    ("case", "amx", "in_products"),
+    [
+        ("inference", False, True),
+        ("inference", True, False),
+        ("float32", False, False),
+        ("causal", False, False),
+        ("pairs", False, False),
+        ("gradients", False, False),
+        ("dropout", False, False),
+    ],
+)
+def test_bfloat16_is_attended_to_in_products_where_those_are_faster(case, amx, in_products, pattern, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    kernels.products_are_faster.cache_clear()
+    called, real = [], kernels.product_attention
+    monkeypatch.setattr(kernels, "product_attention", lambda *args: called.append(args) or real(*args))
+    packed, mask = packing(pattern, causal=case == "causal")
+    inputs = heads(int(mask.sum()), dtype=torch.float32 if case == "float32" else torch.bfloat16)
+    if case == "pairs":
+        packed = packing_of(B, S, mask[:, None].expand(B, S, S))
+        inputs = heads(B * S, dtype=torch.bfloat16)
+    attention = layers.Attention(D, H, dropout=0.1).train(case == "dropout")
+    with torch.set_grad_enabled(case == "gradients"):
+        attention.attend(*inputs, packed, None)
+    kernels.products_are_faster.cache_clear()
+    assert bool(called) == in_products
 
 
 @BOTH
