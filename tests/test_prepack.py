@@ -10,7 +10,7 @@ import hubmodels
 from hubmodels import generation, prepack
 from hubmodels.errors import InputError
 from hubmodels.layers import Linear, WordScores
-from hubmodels.prepack import HalfLinear, PackedLinear, PackedWordScores, accelerate, prepacked
+from hubmodels.prepack import HalfLinear, Int8Linear, PackedLinear, PackedWordScores, accelerate, prepacked
 
 NAMES = ("gpt", "gpt2")
 LINEARS = 3 * 4  # qkv, output, inner, output of each layer
@@ -394,3 +394,86 @@ def test_what_is_no_model_of_ours_is_refused():
         hubmodels.accelerate(nn.Linear(2, 3))
     with pytest.raises(InputError, match="accelerate: expected a model on a CPU, got one on meta"):
         hubmodels.accelerate(pair("gpt2", torch.float32)[0].to("meta"))
+
+
+# Whole numbers of 8 bits
+
+
+WHOLE = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no fast products of 8 bits")
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """[..., N] as it is when each row is held in steps of a 127th of its largest number"""
+    step = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return (x / step + 0.5).floor() * step
+
+
+@WHOLE
+@pytest.mark.parametrize("rows", [1, 2, 31])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_map_of_whole_numbers_is_the_product_of_what_was_rounded(rows, bias):
+    draw = torch.Generator().manual_seed(1)
+    weight = torch.randn(48, 40, generator=draw) * torch.logspace(-3, 3, 48)[:, None]
+    weight[5] = 0
+    offset = torch.randn(48, generator=draw) if bias else None
+    x = torch.randn(rows, 40, generator=draw) * torch.logspace(-2, 2, rows)[:, None]
+    x[0] = 0 if rows > 1 else x[0]
+    packed = Int8Linear(weight, offset)
+    expected = rounded(x).double() @ rounded(weight).double().T + (0 if offset is None else offset)
+    size = x.norm(dim=1, keepdim=True) * weight.norm(dim=1) + (1e-6 if offset is None else offset.abs())
+    assert float(((packed(x) - expected).abs() / size).max()) <= 1e-3  # a tie may be rounded the other way
+    residual = torch.randn(rows, 48, generator=draw)
+    assert torch.equal(packed.plus(x, residual.clone()), packed(x) + residual)
+    assert torch.equal(packed.bent(x, "gelu"), torch.nn.functional.gelu(packed(x)))
+    together = torch.cat([x, 1000 * torch.randn(3, 40, generator=draw)])
+    assert distance(packed(together)[:rows] / size, packed(x) / size) <= 1e-6
+
+
+@WHOLE
+def test_a_map_of_whole_numbers_takes_no_row_at_all():
+    packed = Int8Linear(torch.randn(5, 4), None)
+    assert packed(torch.empty(0, 4)).shape == (0, 5)
+
+
+@WHOLE
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_encoder_in_whole_numbers_is_near_the_plain_one(name, padded, dtype):
+    plain, model = (getattr(hubmodels, name)("bert-nano", dtype=d, **ENCODERS[name]) for d in (torch.float32, dtype))
+    inputs = encoder_inputs(name)
+    if not padded:
+        del inputs["attention_mask"]
+    fast = accelerate(model, torch.int8)
+    with torch.inference_mode():
+        found, expected = tensors_in(fast(**inputs)), tensors_in(plain(**inputs))
+    assert all(tensor.dtype == torch.float32 for tensor in found)
+    for ours, theirs in zip(found, expected, strict=True):
+        real = theirs.abs() < 1e30  # not the padding of question answering
+        assert distance(ours[real], theirs[real]) <= 0.15 * max(1.0, float(theirs[real].abs().max()))
+    assert "in int8" in fast.acceleration
+
+
+@WHOLE
+@pytest.mark.parametrize("name", NAMES)
+def test_a_language_model_in_whole_numbers_generates_for_each_row_what_it_would_alone(name):
+    model, _ = pair(name, torch.float32, std=0.2)
+    fast = accelerate(model, torch.int8)
+    prompts, ids, mask = ragged("left")
+    together = fast.generate(ids, mask, max_new_tokens=6)
+    alone = [fast.generate(prompt[None], max_new_tokens=6)[0] for prompt in prompts]
+    assert [row.ids for row in together] == [row.ids for row in alone]
+    with torch.inference_mode():
+        logits, expected = (each(prompts_of()).logits for each in (fast, model))
+    assert float((logits - expected).norm() / expected.norm()) <= 0.1
+
+
+def test_other_dtypes_than_int8_are_refused(monkeypatch):
+    model, _ = pair("gpt2", torch.float32)
+    with pytest.raises(InputError) as error:
+        accelerate(model, torch.float16)
+    assert str(error.value) == "accelerate: dtype = torch.float16: expected None, the model's own, or torch.int8"
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(InputError) as error:
+        accelerate(model, torch.int8)
+    assert str(error.value) == ("accelerate: dtype = torch.int8: this CPU has no fast products of 8 bits (AVX512 VNNI)")
