@@ -99,8 +99,10 @@ ROOMS: dict[str, set[str]] = {
     "kit": {"store", "catalog", "errors"},
     "pinning": {"hub", "local", "store", "catalog", "errors"},
     "": {"hub", "conversion", "vocabulary", "saving", "prepack", "verification"},  # hubmodels/__init__.py
+    "bench": {"", "hub", "prepack", "catalog", "errors"},
     "cli": {
         "",
+        "bench",
         "conversion",
         "saving",
         "checkpoint.report",
@@ -117,13 +119,27 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 AT_START = {"torch", "typing_extensions"}  # third-party packages that may be imported before they are needed
-# Four afternoons: what one reads to understand the models, from a name to a number; the formats of files; what becomes
-# of whole checkpoints; and how the bytes got here. Training is none of them.
+# Six afternoons: what one reads to understand the models, from a name to a number; the formats of files; what becomes
+# of whole checkpoints; how the bytes got here; how a machine is made the most of; and how that is measured. Training is
+# none of them.
 FORMATS = {f"checkpoint.{name}" for name in ("tensors", "readers", "torch_file", "tensorflow_file", "dialects")}
 STORE = {"store", "kit", "verification", "pinning", "cli"}
 CHECKPOINTS = {"local", "saving", "conversion", "vocabulary"}
-MOST_CODE_LINES = {"models": 3400, "formats": 900, "checkpoints": 700, "store and commands": 2000}
-SIDES = {"store and commands": STORE, "formats": FORMATS, "checkpoints": CHECKPOINTS}
+MOST_CODE_LINES = {
+    "models": 3400,
+    "formats": 900,
+    "checkpoints": 700,
+    "store and commands": 2000,
+    "acceleration": 500,
+    "benchmark": 1000,
+}
+SIDES = {
+    "store and commands": STORE,
+    "formats": FORMATS,
+    "checkpoints": CHECKPOINTS,
+    "acceleration": {"prepack"},
+    "benchmark": {"bench"},
+}
 LONGEST_FUNCTION = 60
 
 

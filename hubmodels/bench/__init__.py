@@ -1,0 +1,1 @@
+"""Benchmarks: hubmodels and other libraries on the same weights."""

@@ -1,0 +1,124 @@
+"""Checked first, then timed in turn within a round, in one process: a busy machine slows all contestants alike."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .systems import Run
+from .workloads import Cell
+
+# How alike to the model in float32 an output must be to be timed: of states the least cosine, of words the share that
+# it would have chosen after the same text. Rounding decides between near words, and random weights make many.
+ALIKE = {"float32": (0.9999, 0.98), "bfloat16": (0.99, 0.5), "int8": (0.97, 0.3)}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contestant in one cell. seconds: of each round. ratios: the base's seconds over its own, round by round.
+
+    alike: to the model in float32, see `ALIKE`; None: not compared. error: why it was not timed.
+    """
+
+    model: str
+    dtype: str
+    cell: str
+    system: str
+    tokens: int
+    seconds: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
+    alike: float | None = None
+    error: str | None = None
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second"""
+        return self.tokens / median(self.seconds)
+
+
+class Found(NamedTuple):
+    """curves: what was varied, its value, and a timing there."""
+
+    timings: list[Timing]
+    curves: list[tuple[str, float, Timing]]
+
+
+def time_in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, ...]]:
+    """Seconds of each, round by round, after one that only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: tuple(each) for name, each in seconds.items()}
+
+
+def likeness_of_states(states: Tensor, right: Tensor, mask: Tensor) -> float:
+    """The least cosine of any real token's state [B, S, D]"""
+    real = mask.bool()
+    cosines = torch.nn.functional.cosine_similarity(states[real].double(), right[real].double(), dim=-1)
+    return float(cosines.min()) if len(cosines) else 1.0
+
+
+def likeness_of_words(new: Tensor, judge: Any, prompts: Tensor) -> float:
+    """The share of the new ids [B, N] that the judge, a language model, would have chosen after all before them."""
+    whole = torch.cat([prompts, new.to(prompts.device)], 1)
+    chosen = judge(whole[:, :-1]).logits[:, prompts.shape[1] - 1 :].argmax(-1)
+    return float((chosen == whole[:, prompts.shape[1] :]).double().mean())
+
+
+def checked(runs: Mapping[str, Run], cell: Cell, judge: Any) -> tuple[dict[str, float], dict[str, str]]:
+    """How alike to the judge, the model in float32, each contestant's output is; and what went wrong."""
+    right = None if cell.new else judge(cell.input_ids, cell.attention_mask).last_hidden_state
+    alike: dict[str, float] = {}
+    errors: dict[str, str] = {}
+    for name, run in runs.items():
+        try:
+            output = run(cell)
+        except Exception as error:  # another library's, whatever it is: the others go on
+            errors[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        if right is None:
+            alike[name] = likeness_of_words(output, judge, cell.input_ids)
+        else:
+            alike[name] = likeness_of_states(output, right, cell.attention_mask)
+    return alike, errors
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on: the CPU or GPU, threads, versions, and what torch reaches here at best."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "read GB/s": round(_read_bandwidth() / 1e9, 1),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _read_bandwidth() -> float:
+    """Bytes a second at which torch sums up 256 MB"""
+    numbers = torch.ones(2**26)
+    return numbers.nbytes / median(time_in_turn({"": numbers.sum}, 7)[""])

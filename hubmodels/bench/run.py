@@ -1,0 +1,118 @@
+"""The whole benchmark: models, dtypes, cells, one after the other; what it found as data."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import export
+from ..catalog import manifest
+from ..errors import InputError
+from ..hub.families import ENTRY_POINTS, family_of
+from .measure import ALIKE, Found, Timing, checked, time_in_turn
+from .systems import BASE, FLOOR, PEERS, our_runs, peer_runs, products_alone, sorted_buckets
+from .workloads import CELLS, Cell, cells_of, curves
+
+DTYPES = tuple(ALIKE)
+
+
+class Plan(NamedTuple):
+    """What to measure. models: names, of which random weights of that shape are made, or paths."""
+
+    models: Sequence[str] = ("bert-base-uncased", "gpt2")
+    dtypes: Sequence[str] = DTYPES
+    cells: Sequence[str] = CELLS
+    peers: Sequence[str] = PEERS
+    rounds: int = 5
+    curves: bool = False
+
+
+@torch.inference_mode()
+def bench(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> Found:
+    """Measure all that the plan names and this machine has. tell: is given a line after each cell.
+
+    Raises InputError for a name that is none.
+    """
+    for what, names, known in (
+        ("dtype", plan.dtypes, DTYPES),
+        ("cell", plan.cells, CELLS),
+        ("peer", plan.peers, PEERS),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(f"{what} {', '.join(unknown)}: expected some of {', '.join(known)}")
+    if plan.rounds < 1:
+        raise InputError(f"rounds = {plan.rounds}: expected at least 1")
+    found = Found([], [])
+    for name in plan.models:
+        judge = _model(name)
+        with tempfile.TemporaryDirectory() as directory:
+            export(judge, directory)
+            for dtype in plan.dtypes:
+                contest = _Contest(name, dtype, judge, Path(directory), plan, tell)
+                words, longest = judge.config.vocab_size, judge.config.max_position_embeddings
+                for cell in cells_of(plan.cells, words, longest, contest.decodes):
+                    found.timings.extend(contest.hold(cell))
+                for axis, points in curves(words, longest).items() if plan.curves and not contest.decodes else ():
+                    found.curves.extend((axis, x, timing) for x, cell in points for timing in contest.hold(cell))
+    return found
+
+
+def _model(name: str) -> Any:
+    """An encoder or a language model in float32. Of a name: random weights, nothing is downloaded."""
+    entry = ENTRY_POINTS.get(family_of(name))
+    if entry is None:
+        raise InputError(f"{name}: expected a model of one of {', '.join(ENTRY_POINTS)}, got {family_of(name)}")
+    torch.manual_seed(0)
+    return (entry.language_model or entry.model)(name, pretrained=name not in manifest(), dtype=torch.float32)
+
+
+class _Contest:
+    """One model in one dtype, and all who can run it."""
+
+    def __init__(
+        self, name: str, dtype: str, judge: Any, directory: Path, plan: Plan, tell: Callable[[str], None]
+    ) -> None:
+        self.name, self.dtype, self.judge, self.rounds, self.tell = name, dtype, judge, plan.rounds, tell
+        self.decodes = hasattr(judge, "generate")
+        self.runs, self.missing = peer_runs(plan.peers, family_of(name), directory, dtype)
+        if dtype == "int8" and BASE in plan.peers:  # which has none of its own
+            theirs, _ = peer_runs([BASE], family_of(name), directory, "float32")
+            self.runs = {f"{BASE}, float32": run for run in theirs.values()} | self.runs
+        self.plain = copy.deepcopy(judge).to(torch.bfloat16) if dtype == "bfloat16" else judge
+        ours, self.fast = our_runs(self.plain, dtype, self.decodes)
+        self.runs |= ours
+        self.base = next(iter(self.runs))
+        for system, why in self.missing.items():
+            tell(f"{name}, {dtype}: without {system}: {why}")
+
+    def hold(self, cell: Cell) -> list[Timing]:
+        """Everybody in one cell: first checked, then timed, those that passed, in turn."""
+        runs = dict(self.runs)
+        if cell.name == "ragged":
+            runs[f"{self.base}, sorted"] = sorted_buckets(runs[self.base])
+        alike, errors = checked(runs, cell, self.judge)
+        least = ALIKE[self.dtype][bool(cell.new)]
+        for system, likeness in alike.items():
+            if not likeness >= least:
+                errors[system] = f"its output is not the model's: likeness {likeness:.4f}, expected at least {least}"
+        timed: dict[str, Callable[[], Any]] = {
+            system: partial(run, cell) for system, run in runs.items() if system not in errors
+        }
+        if floor := products_alone(self.plain, self.fast, cell, self.decodes):
+            timed[FLOOR] = floor
+        seconds = time_in_turn(timed, self.rounds)
+        timings = []
+        for system in (*runs, *self.missing, FLOOR):
+            error = errors.get(system) or self.missing.get(system)
+            if error or system in seconds:
+                own = seconds.get(system, ())
+                ratios = tuple(a / b for a, b in zip(seconds.get(self.base, ()), own, strict=False))
+                known = (self.name, self.dtype, cell.name, system, cell.tokens)
+                timings.append(Timing(*known, own, ratios, alike.get(system), error))
+        shown = ", ".join(f"{t.system} {t.speed:.0f}" for t in timings if t.seconds)
+        self.tell(f"{self.name}, {self.dtype}, {cell.name}, tokens/s: {shown}")
+        return timings

@@ -1,0 +1,103 @@
+"""The contestants of one model and dtype, on the same weights: ours, other libraries, and the products alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import accelerate
+from ..prepack import PackedLinear
+from .peers import DECODERS, ENCODERS, PeerError
+from .workloads import Cell
+
+BASE = "transformers"
+PEERS = tuple(dict.fromkeys((*ENCODERS, *DECODERS)))
+FLOOR = "floor"
+_BUCKETS = 4
+Run = Callable[[Cell], Tensor]  # an encoder's: states [B, S, D]; a decoder's: new ids [B, new]
+
+
+def our_runs(model: Any, dtype: str, decodes: bool) -> tuple[dict[str, Run], Any]:
+    """And the accelerated model. model: in the dtype; of int8, which `accelerate` makes, in float32."""
+    run = _generation if decodes else _states
+    if dtype == "int8":
+        fast = accelerate(model, torch.int8)
+        return {"accelerated": run(fast)}, fast
+    fast = accelerate(model)
+    return {"hubmodels": run(model), "accelerated": run(fast)}, fast
+
+
+def peer_runs(names: Sequence[str], family: str, directory: Path, dtype: str) -> tuple[dict[str, Run], dict[str, str]]:
+    """Those of `names` that can be had of a family's checkpoint, and why the others cannot."""
+    runs: dict[str, Run] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            if family == "gpt2" and name in DECODERS:
+                runs[name] = _of_decoder(DECODERS[name](directory, dtype))
+            elif family == "bert" and name in ENCODERS:
+                runs[name] = _of_encoder(ENCODERS[name](directory, dtype))
+        except PeerError as error:
+            missing[name] = str(error)
+        except Exception as error:  # another library's, whatever it is: the others go on
+            missing[name] = f"{type(error).__name__}: {error}"
+    return runs, missing
+
+
+def sorted_buckets(run: Run) -> Run:
+    """The rows sorted by length, in four equal parts, each padded to its own longest: what a careful user does."""
+
+    def parts(cell: Cell) -> Tensor:
+        lengths = cell.attention_mask.sum(1)
+        states = None
+        for rows in lengths.argsort().chunk(_BUCKETS):
+            few = slice(int(lengths[rows].max()))
+            part = run(Cell("", cell.input_ids[rows, few], cell.attention_mask[rows, few]))
+            if states is None:
+                states = part.new_zeros(*cell.input_ids.shape, part.shape[-1])
+            states[rows, few] = part
+        assert states is not None
+        return states
+
+    return parts
+
+
+def products_alone(model: Any, fast: Any, cell: Cell, decodes: bool) -> Callable[[], None] | None:
+    """The packed maps of an accelerated model on as many rows as the cell's tokens, and nothing else.
+
+    Nothing that computes them all can be faster on this machine. None: none are packed by oneDNN.
+    """
+    rows, steps = (len(cell.input_ids), cell.new) if decodes else (cell.tokens, 1)
+    plain = dict(model.named_modules())
+    maps = []
+    for name, part in fast.named_modules():
+        if isinstance(part, PackedLinear):
+            table = model.transformer.embeddings.word.weight if decodes else None
+            like = getattr(plain.get(name), "weight", table)
+            if like is not None and "pooler" not in name:
+                maps.append((part, torch.randn(rows, like.shape[1], dtype=like.dtype)))
+
+    def run() -> None:
+        for _ in range(steps):
+            for part, x in maps:
+                part(x)
+
+    return run if maps else None
+
+
+def _states(model: Any) -> Run:
+    return lambda cell: model(cell.input_ids, cell.attention_mask).last_hidden_state
+
+
+def _generation(model: Any) -> Run:
+    return lambda cell: torch.tensor([row.ids for row in model.generate(cell.input_ids, max_new_tokens=cell.new)])
+
+
+def _of_encoder(run: Callable[[Tensor, Tensor], Tensor]) -> Run:
+    return lambda cell: run(cell.input_ids, cell.attention_mask)
+
+
+def _of_decoder(run: Callable[[Tensor, int], Tensor]) -> Run:
+    return lambda cell: run(cell.input_ids, cell.new)
