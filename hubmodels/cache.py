@@ -11,16 +11,20 @@ from torch import Tensor
 from .errors import InputError
 from .packing import Packing
 
+_DENSE = 0.75  # of the columns are tokens: from there on one call that also looks at padding is as fast
+
 
 class Seen(NamedTuple):
     """What new tokens look at: keys, values [B, H, columns, K] of all so far, themselves included, and a mask.
 
     mask: [B, 1, S, columns] bool, which of the new may look at which; None: all at all.
+    begins: of one new token a row, the column from which on all of the row are tokens; None: not known.
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None
+    begins: list[int] | None = None
 
 
 class Cache:
@@ -37,6 +41,7 @@ class Cache:
         shape = (2, batch, heads, room, head_size)
         self.layers = [LayerCache(self, torch.empty(shape, device=device, dtype=dtype)) for _ in range(layers)]
         self.mask: Tensor | None = None  # of the columns that are being added, as in `Seen`
+        self.begins: list[int] | None = None  # as in `Seen`
         self._real: Tensor | None = None  # [B, M] bool, which columns are tokens; None: all
 
     @property
@@ -64,10 +69,20 @@ class Cache:
         if self._real is not None:
             self._real[:, self.length : end] = True if real is None else real
         self.mask = None if self._real is None else self._real[:, None, None, :end]
+        self.begins = self._begins_of_rows(end) if packing.length == 1 and device.type == "cpu" else None
         if packing.length > 1 and self.length:  # an empty cache is looked at by none: see `extend`
             before = torch.ones(packing.length, end, dtype=torch.bool, device=device).tril(self.length)
             seen = before if self.mask is None else self.mask & before
             self.mask = seen | ~seen.any(-1, keepdim=True)  # what may see nothing sees all: no empty softmax
+
+    def _begins_of_rows(self, end: int) -> list[int] | None:
+        """The padding columns in front of each row, if there is enough of it to be worth a call for each row."""
+        if self._real is None:
+            return None
+        real = self._real[:, :end]
+        counts, begins = real.sum(1), real.int().argmax(1)
+        left = bool((counts == end - begins).all()) and int(counts.sum()) < _DENSE * real.numel()
+        return begins.tolist() if left else None
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows [B'], in this order; a row may be taken several times, or not at all."""
@@ -94,4 +109,4 @@ class LayerCache:
         if torch.is_grad_enabled() and new.requires_grad:  # what is held counts as given, what is new does not
             seen = torch.cat([seen[:, :, :, :begin], columns.to(seen.dtype)], 3)
         keys, values = seen.unbind()
-        return Seen(keys, values, self.cache.mask)
+        return Seen(keys, values, self.cache.mask, self.cache.begins)

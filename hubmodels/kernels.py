@@ -23,7 +23,9 @@ def explicit_attention(
 
 def seen_attention(q: Tensor, seen: Seen, packing: Packing, dropout: float, probs: list[Tensor] | None) -> Tensor:
     """The new tokens [T, H, K] look at all that `seen` lets them."""
-    keys, values, mask = seen
+    keys, values, mask, begins = seen
+    if begins is not None and probs is None:
+        return _attention_of_last(q, keys, values, begins, dropout)
     padded = packing.unpack(q).transpose(1, 2).to(keys.dtype)  # [B, H, S, K]
     if probs is None:
         out = F.scaled_dot_product_attention(padded, keys, values, attn_mask=mask, dropout_p=dropout)
@@ -37,6 +39,16 @@ def seen_attention(q: Tensor, seen: Seen, packing: Packing, dropout: float, prob
         weights = weights * real[:, None, :, None]
     probs.append(weights.to(q.dtype))
     return packing.pack((weights @ values).transpose(1, 2)).to(q.dtype)
+
+
+def _attention_of_last(q: Tensor, keys: Tensor, values: Tensor, begins: list[int], dropout: float) -> Tensor:
+    """One token a row, [B, H, K], looks at its row's columns [H, columns, K] from `begins` on: no padding is read."""
+    queries = q.to(keys.dtype)[:, :, None]  # [B, H, 1, K]
+    out = torch.empty_like(queries)
+    for row, begin in enumerate(begins):
+        few = slice(row, row + 1), slice(None), slice(begin, None)
+        out[row] = F.scaled_dot_product_attention(queries[row][None], keys[few], values[few], dropout_p=dropout)[0]
+    return out[:, :, 0].to(q.dtype)
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:

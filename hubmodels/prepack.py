@@ -6,6 +6,7 @@ second or two and reads fastest where one token a row is bound by reading the we
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from .layers import (
 from .packing import Packing
 
 M = TypeVar("M", bound=nn.Module)
+_FBGEMM = ("x86", "fbgemm")  # torch's quantised engines that are it
 _LEAST = 1e-30  # what the largest number of a row of zeros is taken to be
 _TOKENS = 128  # what an encoder's maps are packed for; oneDNN's layout is the same from 16 tokens on
 
@@ -109,35 +111,29 @@ class HalfLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """`Linear` in whole numbers of 8 bits: a scale for each row of the weight, and one for each token as it comes.
+    """`Linear` in whole numbers of 8 bits, in FBGEMM's layout: a scale for each row of the weight, and one for each
+    token as it comes, so that what becomes of a token does not depend on the others.
 
-    So what becomes of a token does not depend on the others. Inputs and outputs are float32. Numbers go from -127 to
-    127; a token's are shifted by 128, as unsigned by signed is the product that CPUs have. Source: Zafrir 2019 §3.1.
+    Inputs and outputs are float32. Numbers go from -127 to 127. Source: Zafrir 2019 (Q8BERT) §3.1.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         weight = weight.detach().float()
-        largest = weight.abs().amax(1).clamp_(min=_LEAST)  # [out]
-        whole = (weight * (127 / largest)[:, None]).round_().to(torch.int8)
-        self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
-        self.scales, self.shifts = largest / 127, torch.zeros(len(weight), dtype=torch.int32)
+        scales = weight.abs().amax(1).clamp_(min=_LEAST) / 127  # [out]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*deprecated")  # torch has no other way yet to FBGEMM's layout
+            whole = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
+        self.weight = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out], float32"""
         if len(x) == 0:
             return x.new_empty(0, len(self.bias))
-        largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]
-        whole = x.mul(127 / largest).add_(128.5).to(torch.uint8)
-        if len(x) == 1:
-            return self._product(whole, float(largest) / 127, self.bias)
-        return torch.addcmul(self.bias, self._product(whole, 1 / 127, None), largest)
-
-    def _product(self, x: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-        return torch.ops.onednn.qlinear_pointwise(
-            *(x, scale, 128, self.weight, self.scales, self.shifts, bias), *(1.0, 0, torch.float32, "none", [], "")
-        )
+        largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]: every token is scaled to -1 … 1
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return torch.addcmul(self.bias, product(x / largest, 1 / 127, 128, self.weight), largest)
 
     def bent(self, x: Tensor, activation: str) -> Tensor:
         """[T, in] -> [T, out], and the activation of that"""
@@ -224,7 +220,7 @@ def _told(model: nn.Module, table: Tensor) -> str:
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
     dtype = str(table.dtype).removeprefix("torch.")
     if counts[Int8Linear]:
-        return f"{counts[Int8Linear]} linear maps packed by oneDNN in int8 from {dtype}, the rest computed in float32"
+        return f"{counts[Int8Linear]} linear maps packed by FBGEMM in int8 from {dtype}, the rest computed in float32"
     if counts[HalfLinear]:
         return f"{counts[HalfLinear]} linear maps packed by FBGEMM from {dtype}, computed in float32"
     if counts[PackedLinear]:
@@ -282,14 +278,17 @@ def _in_float32(model: M) -> M:
 def _check_int8(dtype: torch.dtype) -> None:
     if dtype != torch.int8:
         raise InputError(f"accelerate: dtype = {dtype}: expected None, the model's own, or torch.int8")
-    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
-        raise InputError("accelerate: dtype = torch.int8: this CPU has no fast products of 8 bits (AVX512 VNNI)")
+    if not (torch.cpu._is_vnni_supported() and torch.backends.quantized.engine in _FBGEMM):
+        raise InputError(
+            "accelerate: dtype = torch.int8: expected a CPU with AVX512 VNNI and torch.backends.quantized.engine to be "
+            f"{' or '.join(_FBGEMM)}; the engine is {torch.backends.quantized.engine}"
+        )
 
 
 def _fbgemm_packs(model: nn.Module) -> bool:
     """Whether the model is in half precision, fits into float16, and nothing in it goes on as it is."""
     table, parts = _table(model), list(model.modules())
-    if table.itemsize != 2 or torch.backends.quantized.engine not in ("x86", "fbgemm"):
+    if table.itemsize != 2 or torch.backends.quantized.engine not in _FBGEMM:
         return False
     if any(has_hooks(part) or (isinstance(part, nn.Linear) and type(part) is not Linear) for part in parts):
         return False

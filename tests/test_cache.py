@@ -7,6 +7,7 @@ import torch
 from reference import LAYERS as DEPTH
 from reference import POSITIONS, B, D, H, V, distance, generator, ours
 
+from hubmodels import cache, kernels
 from hubmodels.cache import Cache
 from hubmodels.errors import InputError
 from hubmodels.families import gpt, gpt2
@@ -488,3 +489,27 @@ def test_pieces_without_no_grad_hold_no_graph():
     for column in range(3):
         model(ids[:, column : column + 1], cache=cache)
     assert [part.requires_grad for part in cache.keys + cache.values] == [False] * 2 * DEPTH
+
+
+@pytest.mark.parametrize("padding", ["left", "interleaved"])
+def test_a_step_reads_no_padding_where_there_is_much_of_it(padding, monkeypatch):
+    """Each row's own columns alone; where padding stands within a row, all of them under a mask."""
+    model = build("gpt2")
+    lengths = [9, 2, 1, 3]
+    mask = torch.zeros(4, 9, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, 9 - length :] = 1
+    if padding == "interleaved":
+        mask[0, 4] = 0
+    read, real = [], kernels._attention_of_last
+    monkeypatch.setattr(kernels, "_attention_of_last", lambda *given: read.append(given[3]) or real(*given))
+    logits = {}
+    for dense in (0.75, 0.0):
+        monkeypatch.setattr(cache, "_DENSE", dense)
+        kept = model.transformer.new_cache(4, 12)
+        with torch.inference_mode():
+            model(ids_of(4, 9), mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), cache=kept)
+            logits[dense] = model(ids_of(4, 1, 9), position_ids=mask.sum(1, keepdim=True), cache=kept).logits
+    assert distance(logits[0.75], logits[0.0]) <= 1e-12
+    layers = len(model.transformer.layers)
+    assert read == ([[0, 7, 8, 6]] * layers if padding == "left" else [])

@@ -405,7 +405,7 @@ WHOLE = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU 
 def rounded(x: torch.Tensor) -> torch.Tensor:
     """[..., N] as it is when each row is held in steps of a 127th of its largest number"""
     step = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
-    return (x / step + 0.5).floor() * step
+    return (x / step).round() * step
 
 
 @WHOLE
@@ -476,4 +476,7 @@ def test_other_dtypes_than_int8_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(InputError) as error:
         accelerate(model, torch.int8)
-    assert str(error.value) == ("accelerate: dtype = torch.int8: this CPU has no fast products of 8 bits (AVX512 VNNI)")
+    assert str(error.value) == (
+        "accelerate: dtype = torch.int8: expected a CPU with AVX512 VNNI and torch.backends.quantized.engine to be "
+        f"x86 or fbgemm; the engine is {torch.backends.quantized.engine}"
+    )
