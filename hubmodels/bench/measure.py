@@ -50,16 +50,15 @@ class Found(NamedTuple):
 
 
 def time_in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Seconds of each, round by round, after one that only warms up."""
+    """Seconds of each, round by round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
             begun = time.perf_counter()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if number:
-                seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - begun)
     return {name: tuple(each) for name, each in seconds.items()}
 
 
