@@ -84,6 +84,17 @@ class Cache:
         left = bool((counts == end - begins).all()) and int(counts.sum()) < _DENSE * real.numel()
         return begins.tolist() if left else None
 
+    @property
+    def real(self) -> Tensor | None:
+        """[B, columns in use] bool, which are tokens; None: all"""
+        return None if self._real is None else self._real[:, : self.length]
+
+    def grow(self) -> None:
+        """Count in one more column, of tokens, that somebody else has filled."""
+        if self._real is not None:
+            self._real[:, self.length] = True
+        self.length += 1
+
     def select(self, rows: Tensor) -> None:
         """Go on with these rows [B'], in this order; a row may be taken several times, or not at all."""
         self.batch = len(rows)

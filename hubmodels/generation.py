@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .cache import Cache
 from .errors import InputError
+from .graphs import GraphedStep, Record
 from .prepack import prepacked
 
 _WORTH_PACKING = 32  # steps: to pack the weights takes as long as some twenty of them save
@@ -168,8 +169,11 @@ class _State:
                 f"model has positions for {longest}; shorten the prompt or ask for at most {max(0, longest - length)}"
             )
         self.model = model
-        if options.max_new_tokens >= _WORTH_PACKING:
+        long = options.max_new_tokens >= _WORTH_PACKING
+        if long:
             self.model = prepacked(model, len(ids) * max(options.num_beams, options.num_return_sequences))
+        self.recorder: Record | None = model.recorder if long and options.num_beams == 1 else None
+        self.graph: GraphedStep | None = None
         self.cache: Cache = model.transformer.new_cache(len(ids), room - 1)  # nothing looks at the last new token
         self.positions: Tensor | None = None  # [B, 1] of the next token; None: its column, as nothing is padding
         self.seen = ids if options.repetition_penalty != 1.0 else None  # [B, so far]
@@ -183,8 +187,13 @@ class _State:
 
     def step(self, tokens: Tensor) -> None:
         """Add a token to each row [B] and compute the scores of the next one."""
-        encoded = self.model.transformer.encode(tokens[:, None], position_ids=self.positions, cache=self.cache)
-        self._score(encoded.states)
+        if self.recorder is not None and self.graph is None:
+            self.graph = GraphedStep(self.model, self.cache, self.recorder)
+        if self.graph is not None:
+            self.scores = self.graph(tokens, self.positions)
+        else:
+            encoded = self.model.transformer.encode(tokens[:, None], position_ids=self.positions, cache=self.cache)
+            self._score(encoded.states)
         self.positions = None if self.positions is None else self.positions + 1
         self.seen = None if self.seen is None else torch.cat([self.seen, tokens[:, None]], 1)
 
@@ -196,6 +205,8 @@ class _State:
         """Go on with these rows [B'], in this order."""
         if torch.equal(rows, torch.arange(len(self.scores))):
             return
+        if self.graph is not None:  # it was of other rows, and the next end soon: the rest goes on without
+            self.graph = self.recorder = None
         rows = rows.to(self.scores.device)
         self.cache.select(rows)
         self.scores = self.scores[rows]

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from . import generation
 from .errors import InputError
 from .generation import Ending, Generated, GenerationOptions
+from .graphs import Record
 from .heads import IGNORED, LogitsOutput, Model, check_labels, cross_entropy, flatten_choices
 from .layers import Linear, WordScores, check_ids
 from .packing import Packing
@@ -37,6 +38,7 @@ class LanguageModel(Model):
     """Which word comes next? logits [B, S, V], zeros at padding; labels [B, S]: as a rule the input_ids themselves."""
 
     transformer: Decoder
+    recorder: Record | None = None  # set by `accelerate` on a GPU: makes a graph of a step of generation
 
     def __init__(self, decoder: Decoder):
         super().__init__(decoder)

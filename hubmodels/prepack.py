@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .cache import LayerCache
 from .errors import InputError
+from .graphs import GraphedBlocks, Record, record_on_cuda
 from .layers import (
     ACTIVATIONS,
     Attention,
@@ -181,13 +182,19 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
     gives no gradients.
     dtype: of the packed weights; None: as they are; torch.int8: a quarter of float32's bytes, rounded to 255 steps for
     each row of a weight and each token, everything else in float32. Best where few tokens read all the weights.
-    Raises InputError for what is no model of this library, is not on a CPU, or a dtype that cannot be packed here.
+    On a GPU nothing is packed: an encoder in half precision runs its blocks, and a language model the steps of its
+    generation, as CUDA graphs.
+    Raises InputError for what is no model of this library, is elsewhere, or a dtype that cannot be packed here.
     """
     table = _table(model)
-    if not table.is_cpu:
-        raise InputError(f"accelerate: expected a model on a CPU, got one on {table.device}")
+    if not (table.is_cpu or table.is_cuda):
+        raise InputError(f"accelerate: expected a model on a CPU or a GPU, got one on {table.device}")
     generates = "scores" in model._modules
-    if dtype is not None:
+    if table.is_cuda:
+        if dtype is not None:
+            raise InputError(f"accelerate: dtype = {dtype}: expected None on {table.device}, where nothing is packed")
+        fast = graphed(model)
+    elif dtype is not None:
         _check_int8(dtype)
         fast = _in_float32(_twin(model, Int8Linear))
     elif generates and _fbgemm_packs(model):
@@ -206,6 +213,17 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
     return fast
 
 
+def graphed(model: M, record: Record = record_on_cuda) -> M:
+    """A copy that shares everything, and runs as graphs where it can."""
+    fast: Any = _twin(model, None)
+    if hasattr(fast, "recorder"):
+        fast.recorder = record
+    transformer = getattr(fast, "transformer", fast)
+    if not transformer.causal and _table(model).itemsize == 2:
+        transformer.shortcut = GraphedBlocks(transformer.layers, record)
+    return fast
+
+
 def _table(model: nn.Module) -> Tensor:
     """[V, D]"""
     embeddings = getattr(getattr(model, "transformer", model), "embeddings", None)
@@ -219,6 +237,10 @@ def _told(model: nn.Module, table: Tensor) -> str:
     counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in kinds}
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
     dtype = str(table.dtype).removeprefix("torch.")
+    if getattr(model, "recorder", None):
+        return "each step of generation is a CUDA graph"
+    if getattr(getattr(model, "transformer", model), "shortcut", None):
+        return f"the blocks are CUDA graphs, for numbers of tokens that are at most an eighth apart, in {dtype}"
     if counts[Int8Linear]:
         return f"{counts[Int8Linear]} linear maps packed by FBGEMM in int8 from {dtype}, the rest computed in float32"
     if counts[HalfLinear]:

@@ -77,6 +77,8 @@ class Transformer(nn.Module):
     architecture: ClassVar[str] = ""  # what config.json calls the class, if it is not the class's name
     causal: ClassVar[bool] = False
     provenance: Any  # set by loading: its `Provenance`
+    # Set by `accelerate`: takes [T, D] through all blocks, or gives None; asked where nobody sees what is between them.
+    shortcut: Callable[[Tensor, Packing], Tensor | None] | None = None
 
     def __init__(self, config: Any, embeddings: Embeddings, layers: Sequence[Block], norm: LayerNorm | None = None):
         super().__init__()
@@ -120,10 +122,12 @@ class Transformer(nn.Module):
             cache.begin(packing)
         states: list[Tensor] | None = [x] if output_hidden_states else None  # kept alive only if they are asked for
         probs: list[Tensor] | None = [] if output_attentions else None
-        parts = [(slice(None), packing)]
-        if cache is None and states is None and probs is None and self._may_part(x):
-            parts = packing.parts(_AT_ONCE // (4 * x.shape[1] * x.itemsize))
-        done = []
+        parts, done = [(slice(None), packing)], []
+        if cache is None and states is None and probs is None:
+            if self.shortcut is not None and (short := self.shortcut(x, packing)) is not None:
+                parts, done = [], [short]
+            elif self._may_part(x):
+                parts = packing.parts(_AT_ONCE // (4 * x.shape[1] * x.itemsize))
         for where, part in parts:
             y = x[where]
             for number, layer in enumerate(self.layers):

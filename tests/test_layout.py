@@ -31,11 +31,12 @@ ROOMS: dict[str, set[str]] = {
     "cache": {"packing", "errors"},
     "kernels": {"cache", "packing"},
     "layers": {"kernels", "cache", "packing", "errors"},
+    "graphs": {"layers", "cache", "packing"},
     "transformer": {"layers", "cache", "packing", "errors"},
-    "prepack": {"layers", "cache", "packing", "errors"},
-    "generation": {"prepack", "cache", "errors"},
+    "prepack": {"graphs", "layers", "cache", "packing", "errors"},
+    "generation": {"prepack", "graphs", "cache", "errors"},
     "heads": {"transformer", "layers", "errors"},
-    "language_model": {"heads", "generation", "transformer", "layers", "packing", "errors"},
+    "language_model": {"heads", "generation", "graphs", "transformer", "layers", "packing", "errors"},
     "families": {
         "language_model",
         "heads",
@@ -137,7 +138,7 @@ SIDES = {
     "store and commands": STORE,
     "formats": FORMATS,
     "checkpoints": CHECKPOINTS,
-    "acceleration": {"prepack"},
+    "acceleration": {"prepack", "graphs"},
     "benchmark": {"bench"},
 }
 LONGEST_FUNCTION = 60
