@@ -81,16 +81,18 @@ def checked(runs: Mapping[str, Run], cell: Cell, judge: Any) -> tuple[dict[str, 
     right = None if cell.new else judge(cell.input_ids, cell.attention_mask).last_hidden_state
     alike: dict[str, float] = {}
     errors: dict[str, str] = {}
+    shape = (len(cell.input_ids), cell.new) if right is None else tuple(right.shape)
     for name, run in runs.items():
         try:
             output = run(cell)
+            if tuple(output.shape) != shape:
+                raise ValueError(f"expected an output of shape {shape}, got {tuple(output.shape)}")
+            if right is None:
+                alike[name] = likeness_of_words(output, judge, cell.input_ids)
+            else:
+                alike[name] = likeness_of_states(output, right, cell.attention_mask)
         except Exception as error:  # another library's, whatever it is: the others go on
-            errors[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            continue
-        if right is None:
-            alike[name] = likeness_of_words(output, judge, cell.input_ids)
-        else:
-            alike[name] = likeness_of_states(output, right, cell.attention_mask)
+            errors[name] = f"{type(error).__name__}: {error}"
     return alike, errors
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import HubModelsError
 from .measure import Found, Timing
-from .systems import BASE, FLOOR
+from .systems import FLOOR
 
 
 def to_json(machine: dict[str, Any], settings: dict[str, Any], found: Found) -> str:
@@ -30,21 +30,23 @@ def to_markdown(timings: Sequence[Timing]) -> str:
         for system in systems:
             if not any(t.seconds for (name, _), t in found.items() if name == system):
                 continue
-            shown = [_shown(found.get((system, cell)), system) for cell in cells]
+            shown = [_shown(found.get((system, cell))) for cell in cells]
             lines.append(f"| {system} | {' | '.join(shown)} |")
-        reasons = dict.fromkeys(f"{t.system}: {t.error}" for t in found.values() if t.error)
+        reasons = dict.fromkeys(f"{t.system}: {' '.join(t.error.split())}" for t in found.values() if t.error)
         tables.append("\n".join([*lines, *([""] if reasons else []), *(f"- {reason}" for reason in reasons)]))
     return "\n\n".join(tables) + "\n"
 
 
-def _shown(timing: Timing | None, system: str) -> str:
+def _shown(timing: Timing | None) -> str:
+    """The base's milliseconds, the others' ratios"""
     if timing is None:
         return ""
     if not timing.seconds:
         return "-"
     ratios = timing.ratios
-    spread = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-    return f"{1000 * median(timing.seconds):.0f} ms" if system.startswith(BASE) and set(ratios) == {1.0} else spread
+    if not ratios or set(ratios) == {1.0}:
+        return f"{1000 * median(timing.seconds):.0f} ms"
+    return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def draw(found: Found, path: Path) -> None:
@@ -57,13 +59,13 @@ def draw(found: Found, path: Path) -> None:
     except ModuleNotFoundError as error:
         raise HubModelsError(f"{path}: the picture needs matplotlib: pip install matplotlib") from error
     timings, curves = found
-    groups = list(dict.fromkeys((t.model, t.dtype) for t in timings if t.seconds))
+    groups = list(dict.fromkeys((t.model, t.dtype) for t in timings if t.ratios))
     axes_of = list(dict.fromkeys((t.model, t.dtype, axis) for axis, _, t in curves if t.seconds))
     count = max(1, len(groups) + len(axes_of))
     figure = Figure(figsize=(8, 3.6 * count), layout="constrained")
     axes = list(figure.subplots(count, 1, squeeze=False)[:, 0])
     for group in groups:
-        _bars(axes.pop(0), [t for t in timings if (t.model, t.dtype) == group and t.seconds])
+        _bars(axes.pop(0), [t for t in timings if (t.model, t.dtype) == group and t.ratios])
     for model, dtype, axis in axes_of:
         points = [(x, t) for name, x, t in curves if (t.model, t.dtype, name) == (model, dtype, axis) and t.seconds]
         _lines(axes.pop(0), axis, points)
@@ -80,7 +82,8 @@ def _bars(axes: Any, timings: Sequence[Timing]) -> None:
         axes.bar(places, [median(t.ratios) for t in own], width, label=system, **colour)
     axes.set_xticks([n + 0.4 for n in range(len(cells))], cells)
     axes.axhline(1.0, color="black", linewidth=0.5)
-    axes.set_ylabel(f"times as fast as {BASE}")
+    base = next((t.system for t in timings if set(t.ratios) == {1.0}), "the first")
+    axes.set_ylabel(f"times as fast as {base}")
     axes.set_title(f"{timings[0].model}, {timings[0].dtype}")
     axes.legend(fontsize="x-small", ncols=2)
 

@@ -18,6 +18,7 @@ from .systems import BASE, FLOOR, PEERS, our_runs, peer_runs, products_alone, so
 from .workloads import CELLS, Cell, cells_of, curves
 
 DTYPES = tuple(ALIKE)
+_SHORT = 1024  # tokens
 
 
 class Plan(NamedTuple):
@@ -46,13 +47,20 @@ def bench(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> Found:
             raise InputError(f"{what} {', '.join(unknown)}: expected some of {', '.join(known)}")
     if plan.rounds < 1:
         raise InputError(f"rounds = {plan.rounds}: expected at least 1")
+    entries = {name: _entry_of(name) for name in plan.models}
     found = Found([], [])
-    for name in plan.models:
-        judge = _model(name)
+    for name, entry in entries.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            judge = entry(name, pretrained=name not in manifest(), dtype=torch.float32)
         with tempfile.TemporaryDirectory() as directory:
             export(judge, directory)
             for dtype in plan.dtypes:
-                contest = _Contest(name, dtype, judge, Path(directory), plan, tell)
+                try:
+                    contest = _Contest(name, dtype, judge, Path(directory), plan, tell)
+                except InputError as error:
+                    tell(f"{name}: without {dtype}: {error}")
+                    continue
                 words, longest = judge.config.vocab_size, judge.config.max_position_embeddings
                 for cell in cells_of(plan.cells, words, longest, contest.decodes):
                     found.timings.extend(contest.hold(cell))
@@ -61,13 +69,12 @@ def bench(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> Found:
     return found
 
 
-def _model(name: str) -> Any:
-    """An encoder or a language model in float32. Of a name: random weights, nothing is downloaded."""
+def _entry_of(name: str) -> Callable[..., Any]:
+    """What makes an encoder, or a language model, of the name or path"""
     entry = ENTRY_POINTS.get(family_of(name))
     if entry is None:
         raise InputError(f"{name}: expected a model of one of {', '.join(ENTRY_POINTS)}, got {family_of(name)}")
-    torch.manual_seed(0)
-    return (entry.language_model or entry.model)(name, pretrained=name not in manifest(), dtype=torch.float32)
+    return entry.language_model or entry.model
 
 
 class _Contest:
@@ -85,7 +92,7 @@ class _Contest:
         self.plain = copy.deepcopy(judge).to(torch.bfloat16) if dtype == "bfloat16" else judge
         ours, self.fast = our_runs(self.plain, dtype, self.decodes)
         self.runs |= ours
-        self.base = next(iter(self.runs))
+        self.base = next((base for base in (BASE, f"{BASE}, float32") if base in self.runs), next(iter(self.runs)))
         for system, why in self.missing.items():
             tell(f"{name}, {dtype}: without {system}: {why}")
 
@@ -103,8 +110,9 @@ class _Contest:
             system: partial(run, cell) for system, run in runs.items() if system not in errors
         }
         if floor := products_alone(self.plain, self.fast, cell, self.decodes):
-            floor()  # the others have run once, as they were checked
             timed[FLOOR] = floor
+        if cell.tokens < _SHORT:  # what was checked has run once, which is too little to be warm where it is short
+            time_in_turn(timed, 1)
         seconds = time_in_turn(timed, self.rounds)
         timings = []
         for system in (*runs, *self.missing, FLOOR):

@@ -77,7 +77,7 @@ def products_alone(model: Any, fast: Any, cell: Cell, decodes: bool) -> Callable
             table = model.transformer.embeddings.word.weight if decodes else None
             like = getattr(plain.get(name), "weight", table)
             if like is not None and "pooler" not in name:
-                maps.append((part, torch.randn(rows, like.shape[1], dtype=like.dtype)))
+                maps.append((part, torch.ones(rows, like.shape[1], dtype=like.dtype)))
 
     def run() -> None:
         for _ in range(steps):

@@ -60,9 +60,9 @@ def curves(words: int, longest: int) -> dict[str, list[tuple[float, Cell]]]:
 
 
 def _padded(share: float, longest: int, words: int) -> Cell:
-    """As many tokens whatever the share of padding: one row of `longest`, the others shorter, all alike."""
+    """About as many tokens whatever the share of padding: one row of `longest`, the others shorter, all alike."""
     rows = round(8 / (1 - share))
-    others = max(2, round((8 * longest - longest) / max(1, rows - 1)))
+    others = max(1, round((8 * longest - longest) / max(1, rows - 1)))
     return _cell(f"{share:.0%} padding", [longest, *[others] * (rows - 1)], words)
 
 
