@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from . import hub
 from .conversion import add_tokens, average, convert, diff, interpolate
 from .hub import *  # noqa: F403
+from .hub.texts import embed, tokenizer_of
 from .prepack import accelerate
 from .saving import export
 from .verification import verify
@@ -17,8 +18,10 @@ __all__ = [
     "average",
     "convert",
     "diff",
+    "embed",
     "export",
     "interpolate",
     "resize_vocabulary",
+    "tokenizer_of",
     "verify",
 ]

@@ -81,7 +81,17 @@ ROOMS: dict[str, set[str]] = {
         "store",
         "errors",
     },
-    "hub": {"loading", "families", "catalog", "cache", "checkpoint.config", "tokenizers", "errors"},
+    "hub": {
+        "tasks",
+        "transformer",
+        "loading",
+        "families",
+        "catalog",
+        "cache",
+        "checkpoint.config",
+        "tokenizers",
+        "errors",
+    },
     "vocabulary": {"loading", "errors"},
     "conversion": {
         "vocabulary",

@@ -392,7 +392,7 @@ def test_a_block_of_the_users_own_is_not_fused():
 def test_what_is_no_model_of_ours_is_refused():
     with pytest.raises(InputError, match="accelerate: expected a model of this library, got a Linear"):
         hubmodels.accelerate(nn.Linear(2, 3))
-    with pytest.raises(InputError, match="accelerate: expected a model on a CPU, got one on meta"):
+    with pytest.raises(InputError, match="accelerate: expected a model on a CPU or a GPU, got one on meta"):
         hubmodels.accelerate(pair("gpt2", torch.float32)[0].to("meta"))
 
 

@@ -796,3 +796,23 @@ def test_tasks_need_no_gradients_and_leave_none(nano, pieces):
     score(nano, pieces, "a b")
     assert all(parameter.grad is None for parameter in nano.parameters())
     assert inspect.isgenerator(nano.stream(pieces("a")["input_ids"], max_new_tokens=2))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_texts_go_straight_to_their_vectors(given):
+    model, tokenizer = hubmodels.bertModel("bert-nano"), hubmodels.bertTokenizer("bert-nano")
+    texts = ["The ship sailed.", "A fair wind"]
+    found = hubmodels.embed(hubmodels.accelerate(model), texts, tokenizer if given else None, pooling="first")
+    assert float((found - tasks.embed(model, tokenizer, texts, pooling="first")).abs().max()) <= 1e-5
+
+
+def test_the_tokenizer_of_a_model_is_its_checkpoints():
+    masked = hubmodels.bertForMaskedLM("bert-nano")
+    assert hubmodels.tokenizer_of(masked)("the ship")["input_ids"].tolist() == (
+        hubmodels.bertTokenizer("bert-nano")("the ship")["input_ids"].tolist()
+    )
+    assert type(hubmodels.tokenizer_of(hubmodels.gpt("gpt-nano"))) is type(hubmodels.gptTokenizer("gpt-nano"))
+    del masked.provenance
+    with pytest.raises(InputError) as error:
+        hubmodels.tokenizer_of(masked)
+    assert str(error.value) == "tokenizer_of: this BertForMaskedLM is of no checkpoint: give a tokenizer"
