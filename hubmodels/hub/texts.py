@@ -18,9 +18,7 @@ def tokenizer_of(model: Any) -> Any:
     """
     provenance = getattr(model, "provenance", None)
     if provenance is None:
-        raise InputError(
-            f"tokenizer_of: this {type(model).__name__} is of no checkpoint: give a tokenizer"
-        )
+        raise InputError(f"tokenizer_of: this {type(model).__name__} is of no checkpoint: give a tokenizer")
     return ENTRY_POINTS[model.family.name].tokenizer(provenance.weights)
 
 
