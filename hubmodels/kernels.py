@@ -89,6 +89,16 @@ def product_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tens
     return out
 
 
+@cache
+def has_varlen(device: torch.device) -> bool:
+    """Whether torch has variable-length flash attention for this GPU: from Ampere on."""
+    try:
+        from torch.nn.attention import varlen  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     """Variable-length flash attention, CUDA, half precision."""
     from torch.nn.attention.varlen import varlen_attn

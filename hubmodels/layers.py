@@ -215,7 +215,7 @@ class Attention(nn.Module):
             if q.is_cpu:
                 kernel = kernels._ragged_attention if plain else kernels.ragged_attention
                 return kernel(q, k, v, packing.offsets, packing.causal)[0]
-            if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+            if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and kernels.has_varlen(q.device):
                 return kernels.varlen_attention(q, k, v, packing)
         return kernels.padded_attention(q, k, v, packing, dropout)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .cache import LayerCache
 from .errors import InputError
 from .graphs import GraphedBlocks, Record, record_on_cuda
+from .kernels import has_varlen
 from .layers import (
     ACTIVATIONS,
     Attention,
@@ -218,8 +219,8 @@ def graphed(model: M, record: Record = record_on_cuda) -> M:
     fast: Any = _twin(model, None)
     if hasattr(fast, "recorder"):
         fast.recorder = record
-    transformer = getattr(fast, "transformer", fast)
-    if not transformer.causal and _table(model).itemsize == 2:
+    transformer, table = getattr(fast, "transformer", fast), _table(model)
+    if not transformer.causal and table.itemsize == 2 and has_varlen(table.device):
         transformer.shortcut = GraphedBlocks(transformer.layers, record)
     return fast
 

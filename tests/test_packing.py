@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import re
+import sys
 
 import pytest
 import torch
@@ -583,3 +584,16 @@ def test_variable_length_path_with_a_row_of_padding(causal, monkeypatch):
     packed, mask = with_an_empty_row("right", causal)
     inputs = heads(int(mask.sum()))
     assert distance(kernels.varlen_attention(*inputs, packed), by_hand(*inputs, mask, causal)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("capability", "missing", "has"), [((9, 0), False, True), ((7, 5), False, False), ((9, 0), True, False)]
+)
+def test_a_gpu_without_variable_length_attention_falls_back(capability, missing, has, monkeypatch):
+    kernels.has_varlen.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if missing:
+        monkeypatch.delattr(torch.nn.attention, "varlen", raising=False)
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert kernels.has_varlen(torch.device("cuda")) == has
+    kernels.has_varlen.cache_clear()
