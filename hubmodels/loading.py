@@ -86,6 +86,9 @@ class UsedFile:
         return digits if kind == "SHA-256" else store.sha256_of(self.path)
 
 
+_NEW = ", not pretrained"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a model comes from. `print(model.provenance)` tells; `print(model.provenance.report)` has every tensor.
@@ -98,6 +101,11 @@ class Provenance:
     dialect: str | None
     report: Report
     published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> str:
+        """The name or path that leads to what lies beside the weights, though none of them may have been read."""
+        return self.weights.removesuffix(_NEW)
 
     @property
     def revision(self) -> str | None:
@@ -193,7 +201,7 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
             shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
             new = [Entry(name, None, "new", shape, "", "pretrained=False") for name, shape in shapes.items()]
             report = Report(tuple(new), Total(0, 0), Total.of(shapes.values()))
-            origin = Provenance(f"{checkpoint.weights}, not pretrained", (), None, report, checkpoint.published)
+            origin = Provenance(checkpoint.weights + _NEW, (), None, report, checkpoint.published)
     model.provenance = origin
     model.eval()
     return model

@@ -806,13 +806,18 @@ def test_texts_go_straight_to_their_vectors(given):
     assert float((found - tasks.embed(model, tokenizer, texts, pooling="first")).abs().max()) <= 1e-5
 
 
-def test_the_tokenizer_of_a_model_is_its_checkpoints():
+def test_the_tokenizer_of_a_model_is_its_checkpoints(tmp_path):
     masked = hubmodels.bertForMaskedLM("bert-nano")
     assert hubmodels.tokenizer_of(masked)("the ship")["input_ids"].tolist() == (
         hubmodels.bertTokenizer("bert-nano")("the ship")["input_ids"].tolist()
     )
     assert type(hubmodels.tokenizer_of(hubmodels.gpt("gpt-nano"))) is type(hubmodels.gptTokenizer("gpt-nano"))
+    hubmodels.export(masked, tmp_path / "exported", tokenizer=hubmodels.bertTokenizer("bert-nano"))
+    for weights in (tmp_path / "exported", tmp_path / "exported" / "model.safetensors"):
+        for pretrained in (True, False):
+            loaded = hubmodels.bertModel(weights, pretrained=pretrained)
+            assert hubmodels.tokenizer_of(loaded).vocab_size == masked.config.vocab_size
     del masked.provenance
     with pytest.raises(InputError) as error:
         hubmodels.tokenizer_of(masked)
-    assert str(error.value) == "tokenizer_of: this BertForMaskedLM is of no checkpoint: give a tokenizer"
+    assert str(error.value) == "tokenizer_of: this BertForMaskedLM is of no checkpoint with a tokenizer: give one"

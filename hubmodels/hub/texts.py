@@ -7,19 +7,22 @@ from torch import Tensor
 
 from .. import tasks
 from ..errors import InputError
+from ..loading import find_checkpoint
 from ..transformer import Encoder
-from .families import ENTRY_POINTS
 
 
 def tokenizer_of(model: Any) -> Any:
     """The tokenizer of the checkpoint that a model was loaded from.
 
-    Raises InputError if it was not loaded, and as the tokenizer's entry point if that is no more to be had.
+    Raises InputError if it was not loaded or has none beside it, and others if the checkpoint is no more to be had.
     """
-    provenance = getattr(model, "provenance", None)
-    if provenance is None:
-        raise InputError(f"tokenizer_of: this {type(model).__name__} is of no checkpoint: give a tokenizer")
-    return ENTRY_POINTS[model.family.name].tokenizer(provenance.weights)
+    found, provenance = None, getattr(model, "provenance", None)
+    if provenance is not None:
+        with find_checkpoint(provenance.checkpoint) as checkpoint:
+            found = checkpoint.tokenizer(None, True)
+    if found is None:
+        raise InputError(f"tokenizer_of: this {type(model).__name__} is of no checkpoint with a tokenizer: give one")
+    return found
 
 
 def embed(model: Encoder, texts: str | Iterable[str], tokenizer: Any = None, **options: Any) -> Tensor:
