@@ -169,7 +169,7 @@ class _State:
                 f"model has positions for {longest}; shorten the prompt or ask for at most {max(0, longest - length)}"
             )
         self.model = model
-        long = options.max_new_tokens >= _WORTH_PACKING
+        long = options.max_new_tokens >= _WORTH_PACKING and not model.training  # what is packed drops nothing
         if long:
             self.model = prepacked(model, len(ids) * max(options.num_beams, options.num_return_sequences))
         self.recorder: Record | None = model.recorder if long and options.num_beams == 1 else None

@@ -6,6 +6,7 @@ is computed with the others, and looked at by none. A step of decoding attends t
 Shape letters: see `layers.py`.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from .layers import has_hooks
 from .packing import Packing
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]  # what is to be run -> what runs it again, at once
-_MOST = 32  # graphs of an encoder; the one that was not used for the longest time goes
+_MOST = 16  # graphs of an encoder; the one that was not used for the longest time goes
 
 
 def record_on_cuda(run: Callable[[], None]) -> Callable[[], None]:
@@ -54,17 +55,26 @@ class GraphedBlocks:
     def __init__(self, blocks: nn.ModuleList, record: Record = record_on_cuda):
         self.blocks, self.record = blocks, record
         self.graphs: OrderedDict[tuple[int, ...], _Recorded] = OrderedDict()
-        self._at = 0  # the weights' address: graphs are theirs
+        self._at: tuple[int, ...] = ()  # the weights' addresses: graphs are theirs
+        self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "graphs": OrderedDict(), "_at": 0}  # a copy's weights are elsewhere
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.blocks, self.record  # a copy's weights are elsewhere
 
-    @torch.no_grad()
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
     def __call__(self, x: Tensor, packing: Packing) -> Tensor | None:
         """None: these tokens are not for graphs."""
         if len(x) == 0 or packing.pairwise is not None or any(has_hooks(part) for part in self.blocks.modules()):
             return None
-        at = next(self.blocks.parameters()).data_ptr()
+        if self.blocks.training or (x.is_cuda and x.itemsize != 2):  # no variable-length attention
+            return None
+        with self._lock, torch.no_grad():
+            return self._replayed(x, packing)
+
+    def _replayed(self, x: Tensor, packing: Packing) -> Tensor:
+        at = tuple(parameter.data_ptr() for parameter in self.blocks.parameters())
         if at != self._at:
             self.graphs.clear()
             self._at = at
@@ -86,8 +96,9 @@ class GraphedBlocks:
         return graph.out[: len(x)].clone()
 
     def _recorded(self, like: Tensor, tokens: int, rows: int, longest: int) -> _Recorded:
-        x, out = like.new_zeros(2, tokens, like.shape[1]).unbind()
-        offsets = torch.zeros(rows + 1, dtype=torch.int32, device=like.device)
+        with torch.inference_mode(False):  # they outlive the mode that the first batch came in
+            x, out = (torch.zeros(tokens, like.shape[1], dtype=like.dtype, device=like.device) for _ in range(2))
+            offsets = torch.zeros(rows + 1, dtype=torch.int32, device=like.device)
         packing = Packing(rows, longest, torch.arange(tokens, device=like.device), offsets, longest)
 
         def run() -> None:
@@ -133,6 +144,8 @@ class GraphedStep:
     def __init__(self, model: Any, cache: Cache, record: Record):
         self.cache, self.static = cache, _StaticCache(cache)
         self.static.seen[..., : cache.length] = cache.real[:, None, None] if cache.real is not None else True
+        for layer in cache.layers:  # what is masked has weight 0, which makes no number of one that is none
+            layer.kept[:, :, :, cache.length :] = 0
         device = self.static.column.device
         self.tokens, self.positions = torch.zeros(2, cache.batch, 1, dtype=torch.long, device=device)
         words = model.transformer.embeddings.word.num_embeddings

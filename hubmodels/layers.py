@@ -68,8 +68,9 @@ def initialise(module: nn.Module, std: float, generator: torch.Generator | None 
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes into a module, or comes out of it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether somebody looks at what goes into a module or comes out of it, forwards or backwards."""
+    forwards = module._forward_hooks or module._forward_pre_hooks
+    return bool(forwards or module._backward_hooks or module._backward_pre_hooks)
 
 
 def check_ids(name: str, ids: Tensor, size: int, what: str) -> None:

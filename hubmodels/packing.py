@@ -72,19 +72,19 @@ class Packing(NamedTuple):
 
     def first(self, packed: Tensor) -> Tensor:
         """[T, D] -> [B, D], each row's first real token ([CLS]); zeros for a row that is all padding."""
-        if self.offsets is None:
-            return packed.view(self.batch, self.length, -1)[:, 0]
         if packed.shape[0] == 0:
             return packed.new_zeros(self.batch, packed.shape[1])
+        if self.offsets is None:
+            return packed.view(self.batch, self.length, -1)[:, 0]
         begins = self.offsets[:-1].clamp(max=packed.shape[0] - 1)
         return packed[begins].where(self.offsets.diff()[:, None] > 0, 0.0)
 
     def last(self, packed: Tensor) -> Tensor:
         """[T, D] -> [B, D], each row's last real token; zeros for a row that is all padding."""
-        if self.offsets is None:
-            return packed.view(self.batch, self.length, -1)[:, -1]
         if packed.shape[0] == 0:
             return packed.new_zeros(self.batch, packed.shape[1])
+        if self.offsets is None:
+            return packed.view(self.batch, self.length, -1)[:, -1]
         ends = (self.offsets[1:] - 1).clamp(min=0)
         return packed[ends].where(self.offsets.diff()[:, None] > 0, 0.0)
 

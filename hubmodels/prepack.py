@@ -43,21 +43,36 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = 1):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-        self.bias = bias
+        self.bias, self.rows = bias, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "weight": self.weight.to_dense()}  # nothing else of that layout can be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]"""
+        x = _as(self.weight.dtype, x)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
     def bent(self, x: Tensor, activation: str) -> Tensor:
         """[T, in] -> [T, out], and the activation of that"""
         if activation not in _ACTIVATIONS:
             return ACTIVATIONS[activation](self(x))
+        x = _as(self.weight.dtype, x)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *_ACTIVATIONS[activation])
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """[T, in], [T, out] -> [T, out], added to `residual`"""
+        x, residual = _as(self.weight.dtype, x), _as(self.weight.dtype, residual)
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+
+
+def _as(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """What a packed product takes: no other dtype, as autocast may make it, and nothing that waits for a gradient."""
+    return (x.detach() if x.requires_grad else x).to(dtype)
 
 
 # What oneDNN calls them, their parameters and their kind.
@@ -109,7 +124,7 @@ class HalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out], float32"""
-        return torch.ops.quantized.linear_dynamic_fp16(x, self.weight)
+        return torch.ops.quantized.linear_dynamic_fp16(_as(torch.float32, x), self.weight)
 
 
 class Int8Linear(nn.Module):
@@ -131,6 +146,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out], float32"""
+        x = _as(torch.float32, x)
         if len(x) == 0:
             return x.new_empty(0, len(self.bias))
         largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]: every token is scaled to -1 … 1
@@ -143,7 +159,7 @@ class Int8Linear(nn.Module):
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """[T, in], [T, out] -> [T, out], added to `residual`"""
-        return self(x).add_(residual)
+        return self(x).add_(_as(torch.float32, residual))
 
 
 _ADDS = (PackedLinear, Int8Linear)  # maps that have `plus` and `bent`
@@ -196,7 +212,7 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
             raise InputError(f"accelerate: dtype = {dtype}: expected None on {table.device}, where nothing is packed")
         fast = graphed(model)
     elif dtype is not None:
-        _check_int8(dtype)
+        _check_int8(model, dtype)
         fast = _in_float32(_twin(model, Int8Linear))
     elif generates and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
@@ -204,6 +220,8 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
         fast = prepacked(model, _TOKENS)
     if fast is model:
         fast = _twin(model, None)
+    if dtype is not None and not any(isinstance(part, Int8Linear) for part in fast.modules()):
+        raise InputError("accelerate: there is no map left to pack; accelerate the model that this one was made of")
     own = set(model.modules())  # the copy shares those with hooks
     for part in fast.modules():
         if part not in own:
@@ -239,7 +257,7 @@ def _told(model: nn.Module, table: Tensor) -> str:
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
     dtype = str(table.dtype).removeprefix("torch.")
     if getattr(model, "recorder", None):
-        return "each step of generation is a CUDA graph"
+        return "steps of generation without beams are a CUDA graph, from 32 words on and until a row ends"
     if getattr(getattr(model, "transformer", model), "shortcut", None):
         return f"the blocks are CUDA graphs, for numbers of tokens that are at most an eighth apart, in {dtype}"
     if counts[Int8Linear]:
@@ -248,7 +266,8 @@ def _told(model: nn.Module, table: Tensor) -> str:
         return f"{counts[HalfLinear]} linear maps packed by FBGEMM from {dtype}, computed in float32"
     if counts[PackedLinear]:
         return f"{counts[PackedLinear]} linear maps packed by oneDNN in {dtype}, {fused} blocks fused"
-    return f"nothing: torch has no packed layout of {dtype} here"
+    why = "autocast is on" if torch.is_autocast_enabled("cpu") else f"torch has no packed layout of {dtype} here"
+    return f"nothing: {why}"
 
 
 def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -> M:
@@ -256,11 +275,11 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
     stay.
     """
     table = _table(model)
-    maps: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+    maps: dict[nn.Module, tuple[Any, Any]] = {}
     for part in model.modules() if pack else ():
-        if type(part) is Linear and not has_hooks(part):  # not an adapter that was made of one
+        if _is_plain(part, Linear):  # not an adapter that was made of one
             maps[part] = (part.weight, part.bias)
-        elif type(part) is WordScores and not has_hooks(part):
+        elif _is_plain(part, WordScores):
             maps[part] = (table, None)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         packed = dict(zip(maps, pool.map(lambda part: pack(*maps[part]), maps), strict=True))  # type: ignore[misc]
@@ -268,9 +287,10 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
     def twin(module: nn.Module) -> nn.Module:
         if module in packed:
             return PackedWordScores(packed[module]) if isinstance(module, WordScores) else packed[module]
-        if has_hooks(module):
+        if has_hooks(module) and module not in (model, getattr(model, "transformer", model)):
             return module
         copied = copy.copy(module)
+        copied.__dict__ |= {key: copy.copy(held) for key, held in vars(module).items() if isinstance(held, dict)}
         copied._modules = {name: part and twin(part) for name, part in module._modules.items()}
         if type(module) in _FUSED and _fuses(copied):
             copied.__class__ = _FUSED[type(module)]
@@ -282,15 +302,22 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
 def _fuses(block: Any) -> bool:
     """Whether a block's parts are as its fused forward calls them: nothing of them replaced or hooked."""
     attention, feed = block.attention, block.feed_forward
-    plain = type(attention).forward is Attention.forward and type(feed) is FeedForward
-    hooked = has_hooks(attention) or has_hooks(feed)
-    return plain and not hooked and all(type(m) in _ADDS for m in (attention.output, feed.inner, feed.output))
+    plain = (
+        type(attention).forward is Attention.forward and not has_hooks(attention) and "forward" not in vars(attention)
+    )
+    plain = plain and _is_plain(feed, FeedForward) and _is_plain(block.dropout, nn.Dropout)
+    return plain and all(type(m) in _ADDS for m in (attention.output, feed.inner, feed.output))
+
+
+def _is_plain(part: nn.Module, kind: type) -> bool:
+    """Whether it does what its class does, and nobody looks."""
+    return type(part) is kind and not has_hooks(part) and "forward" not in vars(part)
 
 
 def _in_float32(model: M) -> M:
-    """A twin with float32 parameters, but for the word table: its rows are added to float32 positions."""
+    """A twin with float32 parameters, but for a word table of less: its rows are added to float32 positions."""
     for name, module in model.named_modules():
-        if not name.endswith("embeddings.word"):
+        if not (name.endswith("embeddings.word") and _table(model).itemsize <= 4) and not has_hooks(module):
             wide = {
                 key: None if p is None else nn.Parameter(p.detach().float()) for key, p in module._parameters.items()
             }
@@ -298,9 +325,14 @@ def _in_float32(model: M) -> M:
     return model
 
 
-def _check_int8(dtype: torch.dtype) -> None:
+def _check_int8(model: nn.Module, dtype: torch.dtype) -> None:
     if dtype != torch.int8:
         raise InputError(f"accelerate: dtype = {dtype}: expected None, the model's own, or torch.int8")
+    if _table(model).dtype != torch.float32 and any(map(_goes_on, model.modules())):
+        raise InputError(
+            "accelerate: dtype = torch.int8: parts with hooks or of other classes go on as they are, the rest would be "
+            f"float32: expected a model in float32, got one in {_table(model).dtype}"
+        )
     if not (torch.cpu._is_vnni_supported() and torch.backends.quantized.engine in _FBGEMM):
         raise InputError(
             "accelerate: dtype = torch.int8: expected a CPU with AVX512 VNNI and torch.backends.quantized.engine to be "
@@ -308,12 +340,17 @@ def _check_int8(dtype: torch.dtype) -> None:
         )
 
 
+def _goes_on(part: nn.Module) -> bool:
+    """Whether a twin's part would stay in the model's dtype."""
+    return has_hooks(part) or "forward" in vars(part) or (isinstance(part, nn.Linear) and type(part) is not Linear)
+
+
 def _fbgemm_packs(model: nn.Module) -> bool:
     """Whether the model is in half precision, fits into float16, and nothing in it goes on as it is."""
     table, parts = _table(model), list(model.modules())
     if table.itemsize != 2 or torch.backends.quantized.engine not in _FBGEMM:
         return False
-    if any(has_hooks(part) or (isinstance(part, nn.Linear) and type(part) is not Linear) for part in parts):
+    if any(map(_goes_on, parts)):
         return False
     return all(float(p.detach().abs().max()) < torch.finfo(torch.float16).max for p in model.parameters())
 

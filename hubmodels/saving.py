@@ -82,6 +82,10 @@ def export(
     What is read back is bit-equal. All files are written before the first takes its place, and what was there comes
     back on an error. Raises InputError, StoreError.
     """
+    if hasattr(model, "acceleration"):
+        raise InputError(
+            "export: an accelerated copy's weights are packed for this machine; export what it was made of"
+        )
     published = getattr(getattr(model, "provenance", None), "published", {})
     return save(
         Contents(model.family, type(model), model.config, model.state_dict(), published),

@@ -89,6 +89,8 @@ def embed(
     progress: show a bar.
     Raises InputError for an option that is none, and for a text that is no text.
     """
+    if not isinstance(model, Encoder):
+        raise InputError(f"embed: expected an encoder, such as bertModel gives, got a {type(model).__name__}")
     if pooling not in POOLINGS:
         raise InputError(f"pooling = {pooling!r}: expected one of {', '.join(POOLINGS)}")
     _check_batch(batch_tokens)
