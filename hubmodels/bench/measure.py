@@ -17,6 +17,7 @@ from .workloads import Cell
 # How alike to the model in float32 an output must be to be timed: of states the least cosine, of words the share that
 # it would have chosen after the same text. Rounding decides between near words, and random weights make many.
 ALIKE = {"float32": (0.9999, 0.98), "bfloat16": (0.99, 0.5), "int8": (0.97, 0.3)}
+_REST = 0.25  # seconds: OpenMP's threads, of which each library has its own, wait busily for up to 0.2
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,19 @@ class Found(NamedTuple):
     curves: list[tuple[str, float, Timing]]
 
 
-def time_in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Seconds of each, round by round."""
+def time_in_turn(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = False
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of each, round by round, when the threads of the one before have gone to rest.
+
+    warm: run each once more just before, so that its own threads and weights are awake: what is short needs it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            time.sleep(_REST)
+            if warm:
+                run()
             begun = time.perf_counter()
             run()
             if torch.cuda.is_available():

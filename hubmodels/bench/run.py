@@ -111,9 +111,7 @@ class _Contest:
         }
         if floor := products_alone(self.plain, self.fast, cell, self.decodes):
             timed[FLOOR] = floor
-        if cell.tokens < _SHORT:  # what was checked has run once, which is too little to be warm where it is short
-            time_in_turn(timed, 1)
-        seconds = time_in_turn(timed, self.rounds)
+        seconds = time_in_turn(timed, self.rounds, warm=cell.tokens < _SHORT and not cell.new)
         timings = []
         for system in (*runs, *self.missing, FLOOR):
             error = errors.get(system) or self.missing.get(system)
