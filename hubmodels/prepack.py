@@ -138,9 +138,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = weight.detach().float()
         scales = weight.abs().amax(1).clamp_(min=_LEAST) / 127  # [out]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*deprecated")  # torch has no other way yet to FBGEMM's layout
-            whole = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
+        whole = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
         self.weight = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
 
@@ -213,7 +211,9 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
         fast = graphed(model)
     elif dtype is not None:
         _check_int8(model, dtype)
-        fast = _in_float32(_twin(model, Int8Linear))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*deprecated")  # torch has no other way yet to FBGEMM's layout
+            fast = _in_float32(_twin(model, Int8Linear))
     elif generates and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
     else:
