@@ -409,6 +409,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 @WHOLE
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # `accelerate` silences it
 @pytest.mark.parametrize("rows", [1, 2, 31])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_map_of_whole_numbers_is_the_product_of_what_was_rounded(rows, bias):
@@ -430,6 +431,7 @@ def test_a_map_of_whole_numbers_is_the_product_of_what_was_rounded(rows, bias):
 
 
 @WHOLE
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # `accelerate` silences it
 def test_a_map_of_whole_numbers_takes_no_row_at_all():
     packed = Int8Linear(torch.randn(5, 4), None)
     assert packed(torch.empty(0, 4)).shape == (0, 5)
