@@ -126,8 +126,8 @@ class Transformer(nn.Module):
         if cache is None and states is None and probs is None:
             if self.shortcut is not None and (short := self.shortcut(x, packing)) is not None:
                 parts, done = [], [short]
-            elif self._may_part(x):
-                parts = packing.parts(_AT_ONCE // (4 * x.shape[1] * x.itemsize))
+            elif self._may_part(x, most := _AT_ONCE // (4 * x.shape[1] * x.itemsize)):
+                parts = packing.parts(most)
         for where, part in parts:
             y = x[where]
             for number, layer in enumerate(self.layers):
@@ -148,11 +148,11 @@ class Transformer(nn.Module):
         hidden_states = None if states is None else tuple(packing.unpack(s) for s in states)
         return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
 
-    def _may_part(self, x: Tensor) -> bool:
-        """Whether the rows of a batch may go through the blocks one after the other and nobody sees it."""
+    def _may_part(self, x: Tensor, most: int) -> bool:
+        """Whether a batch of more than `most` tokens may go through the blocks row by row and nobody sees it."""
         if not x.is_cpu or x.requires_grad or self.training or torch.compiler.is_compiling():
             return False
-        return len(x) > 1 and not any(has_hooks(part) for part in self.layers.modules())
+        return len(x) > most and not any(has_hooks(part) for part in self.layers.modules())
 
     def _begin_of(self, cache: Cache) -> int:
         if not self.causal:

@@ -65,8 +65,6 @@ def time_in_turn(
                 run()
             begun = time.perf_counter()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - begun)
     return {name: tuple(each) for name, each in seconds.items()}
 
@@ -106,8 +104,8 @@ def checked(runs: Mapping[str, Run], cell: Cell, judge: Any) -> tuple[dict[str, 
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: the CPU or GPU, threads, versions, and what torch reaches here at best."""
-    found: dict[str, Any] = {
+    """What the figures depend on: the CPU, threads, versions, and how fast torch reads here at best."""
+    return {
         "processor": _processor(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -115,9 +113,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "read GB/s": round(_read_bandwidth() / 1e9, 1),
     }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
 
 
 def _processor() -> str:

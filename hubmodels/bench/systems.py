@@ -51,14 +51,11 @@ def sorted_buckets(run: Run) -> Run:
 
     def parts(cell: Cell) -> Tensor:
         lengths = cell.attention_mask.sum(1)
-        states = None
-        for rows in lengths.argsort().chunk(_BUCKETS):
-            few = slice(int(lengths[rows].max()))
-            part = run(Cell("", cell.input_ids[rows, few], cell.attention_mask[rows, few]))
-            if states is None:
-                states = part.new_zeros(*cell.input_ids.shape, part.shape[-1])
-            states[rows, few] = part
-        assert states is not None
+        places = [(rows, slice(int(lengths[rows].max()))) for rows in lengths.argsort().chunk(_BUCKETS)]
+        found = [run(Cell("", cell.input_ids[place], cell.attention_mask[place])) for place in places]
+        states = found[0].new_zeros(*cell.input_ids.shape, found[0].shape[-1])
+        for place, part in zip(places, found, strict=True):
+            states[place] = part
         return states
 
     return parts
@@ -71,10 +68,10 @@ def products_alone(model: Any, fast: Any, cell: Cell, decodes: bool) -> Callable
     """
     rows, steps = (len(cell.input_ids), cell.new) if decodes else (cell.tokens, 1)
     plain = dict(model.named_modules())
+    table = model.transformer.embeddings.word.weight if decodes else None  # what the scores' map was packed of
     maps = []
     for name, part in fast.named_modules():
         if isinstance(part, PackedLinear):
-            table = model.transformer.embeddings.word.weight if decodes else None
             like = getattr(plain.get(name), "weight", table)
             if like is not None and "pooler" not in name:
                 maps.append((part, torch.ones(rows, like.shape[1], dtype=like.dtype)))
