@@ -138,7 +138,12 @@ def _save_files(tensors: Mapping[str, Tensor], stage: Path, most: int) -> None:
 def _save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path, {"format": "pt"})
+    try:
+        save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path, {"format": "pt"})
+    except ModuleNotFoundError as error:  # torch.hub installs nothing
+        raise HubModelsError(
+            f"{path.name}: safetensors needs {error.name} to write: pip install {error.name}"
+        ) from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -705,3 +705,14 @@ def test_a_directory_that_cannot_be_one(tmp_path):
             hubmodels.export(ours(MLM), directory)
         assert "file" in str(caught.value)
     assert snapshot(tmp_path) == {"file": b"mine"}
+
+
+def test_what_safetensors_lacks_is_named_and_nothing_is_written(tmp_path, monkeypatch):
+    def lacks(*_):
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr("safetensors.torch.save_file", lacks)
+    with pytest.raises(HubModelsError) as error:
+        hubmodels.export(hubmodels.bertModel("bert-nano"), tmp_path / "out")
+    assert str(error.value) == "model.safetensors: safetensors needs numpy to write: pip install numpy"
+    assert not (tmp_path / "out").exists()
