@@ -310,8 +310,10 @@ def test_an_accelerated_encoder_equals_the_plain_one(name, padded, dtype, allowe
             for a, b in zip(found, expected, strict=True):
                 assert (a.dtype, a.shape) == (b.dtype, b.shape)
                 assert distance(a, b) <= allowed * max(1.0, float(b.abs().max()))
-    assert sum(isinstance(part, prepack.FusedPostNormBlock) for part in fast.modules()) == 4
-    assert not any(type(part) is Linear for part in fast.modules())
+    packs = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on a CPU without AVX512
+    assert sum(isinstance(part, prepack.FusedPostNormBlock) for part in fast.modules()) == (4 if packs else 0)
+    assert any(type(part) is Linear for part in fast.modules()) != packs
+    assert packs or fast.acceleration == "nothing: torch has no packed layout of bfloat16 here"
 
 
 def test_a_batch_of_no_tokens_at_all():
