@@ -1,0 +1,341 @@
+"""A step of BERT's pretraining on masked words, on a CPU: hubmodels beside transformers' Trainer and a plain loop.
+
+    python benchmarks/training.py [--cells full,lines,paragraphs] [--layers N] [--dtype float32|bfloat16]
+                                  [--dropout P] [--rounds N] [--no-memory] [--data DIRECTORY]
+
+    full        8 rows of 128 tokens of running text
+    lines       64 lines of English books as they stand in the file, hard-wrapped, in random order
+    paragraphs  16 paragraphs of the same books, each of which most corpora keep on one line, cut at 128 tokens
+
+    Trainer     transformers' Trainer.train(), fused AdamW, gradients clipped, its batches padded to the longest row
+    plain loop  the same model in five lines of torch
+    hubmodels   BertForMaskedLM in the same five lines: packed tokens, words predicted where there is a label
+    products    the matrix products of hubmodels' linear maps, forwards and backwards, and nothing else: its floor
+
+All start from the same weights and see the same batches, collated from lists within what is timed. All run in one
+process and in turn: the Trainer's loop calls the others at the end of each of its steps, so that a busy machine slows
+all alike, and its own time is all that it does in between. The first step warms up. Without dropout, losses must be
+equal step by step, or nothing is told. Useful tokens are those that are no padding; a ratio is the median of each
+round's ratio, with the least and the most; peak MB is the most resident memory (VmHWM) of a process of its own.
+"""
+
+import argparse
+import lzma
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import hubmodels
+from hubmodels.heads import IGNORED
+from hubmodels.layers import Linear
+from hubmodels.tokenizers import WordPieceTokenizer
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+ROWS = {"full": 8, "lines": 64, "paragraphs": 16}
+LENGTH = 128
+TRAINER, PLAIN, OURS, PRODUCTS = "Trainer", "plain loop", "hubmodels", "products"
+RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
+ALIKE = {"float32": 1e-4, "bfloat16": 2e-2}  # the most that two losses may differ, as a part of the loss
+Row = dict[str, list[int]]
+
+
+class Settings(NamedTuple):
+    cell: str
+    layers: int
+    dtype: str
+    dropout: float
+    steps: int
+    data: Path
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
+
+
+def make_rows(settings: Settings) -> list[Row]:
+    """All samples of all steps, in order: ids and labels, 15 % of the words masked."""
+    draw = random.Random(0)
+    tokenizer = WordPieceTokenizer.from_vocab(settings.data / "vocab" / "bert-base-uncased" / "vocab.txt")
+    with lzma.open(settings.data / "text" / "english_books.txt.xz", "rt", encoding="utf-8") as file:
+        text = file.read(2**24)
+    count = ROWS[settings.cell] * settings.steps
+    texts = [" ".join(part.split()) for part in text.split("\n" if settings.cell == "lines" else "\n\n")]
+    texts = draw.sample([part for part in texts if part], count)
+    rows = tokenizer.rows(texts, LENGTH)
+    if settings.cell == "full":
+        words = [i for row in tokenizer.rows(" ".join(text[: 8 * LENGTH * count].split())) for i in row[1:-1]]
+        cuts = range(0, count * (LENGTH - 2), LENGTH - 2)
+        rows = [[tokenizer.cls_token_id, *words[cut : cut + LENGTH - 2], tokenizer.sep_token_id] for cut in cuts]
+    return [_masked(row, tokenizer.mask_token_id, draw) for row in rows]
+
+
+def _masked(row: list[int], mask: int, draw: random.Random) -> Row:
+    words = range(1, len(row) - 1)
+    chosen = set(draw.sample(words, max(1, round(0.15 * len(words)))))
+    return {
+        "input_ids": [mask if place in chosen else i for place, i in enumerate(row)],
+        "labels": [i if place in chosen else IGNORED for place, i in enumerate(row)],
+    }
+
+
+def collate(rows: list[Row]) -> dict[str, Tensor]:
+    """Padded to the longest row"""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name: str, fill: int) -> Tensor:
+        return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows])
+
+    ids, labels = padded("input_ids", 0), padded("labels", IGNORED)
+    mask = torch.tensor([[1] * len(row["labels"]) + [0] * (longest - len(row["labels"])) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def make_checkpoint(settings: Settings, directory: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": settings.layers, "hidden_dropout_prob": settings.dropout}
+    BertForMaskedLM(BertConfig(**shape, attention_probs_dropout_prob=settings.dropout)).save_pretrained(directory)
+
+
+def load(system: str, directory: Path) -> nn.Module:
+    if system == OURS:
+        return hubmodels.bertForMaskedLM(directory).train()
+    from transformers import BertForMaskedLM
+
+    return BertForMaskedLM.from_pretrained(directory).train()
+
+
+def make_step(model: nn.Module, settings: Settings) -> Callable[[list[Row]], None]:
+    """Forwards, backwards, clip, fused AdamW; as the Trainer has it, no weight decay on biases and norms."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": DECAY},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=RATE, fused=True)
+
+    def step(rows: list[Row]) -> None:
+        with settings.autocast():
+            loss = model(**collate(rows)).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def run_trainer(model: nn.Module, rows: list[Row], settings: Settings, after: Callable[[int, float], None]) -> None:
+    """`after` is called at the end of each step, with its number and its seconds, and may take its time."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Turn(TrainerCallback):
+        begun = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, arguments: Any, state: Any, *_: Any, **__: Any) -> None:
+            after(state.global_step - 1, time.perf_counter() - self.begun)
+            self.begun = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = TrainingArguments(
+            directory,
+            per_device_train_batch_size=ROWS[settings.cell],
+            max_steps=settings.steps,
+            learning_rate=RATE,
+            lr_scheduler_type="constant",
+            weight_decay=DECAY,
+            max_grad_norm=CLIP,
+            optim="adamw_torch_fused",
+            bf16=settings.dtype == "bfloat16",
+            train_sampling_strategy="sequential",
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=True,
+        )
+        trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Turn()])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+class Maps(NamedTuple):
+    """Inputs of each linear map of hubmodels, gradients of its outputs, and its weight."""
+
+    parts: list[tuple[Tensor, Tensor, Tensor]]
+
+    @property
+    def operations(self) -> int:
+        return sum(6 * len(x) * weight.numel() for x, _, weight in self.parts)
+
+    def multiply(self) -> None:
+        for x, _, weight in self.parts:
+            F.linear(x, weight)
+        for x, grad, weight in reversed(self.parts):
+            grad @ weight
+            grad.mT @ x
+
+
+def maps_of(model: Any, rows: list[Row], settings: Settings) -> Maps:
+    tokens, labels = count_tokens(rows), sum(i != IGNORED for row in rows for i in row["labels"])
+    weights = [(tokens, part.weight) for part in model.transformer.layers.modules() if isinstance(part, Linear)]
+    weights += [(labels, model.head.dense.weight), (labels, model.transformer.embeddings.word.weight)]
+    dtype = getattr(torch, settings.dtype)
+    made = [(count, weight.detach().to(dtype)) for count, weight in weights]
+    return Maps([(torch.randn(n, w.shape[1]).to(dtype), torch.randn(n, len(w)).to(dtype), w) for n, w in made])
+
+
+def count_tokens(rows: list[Row]) -> int:
+    return sum(len(row["labels"]) for row in rows)
+
+
+def contest(settings: Settings, directory: Path) -> tuple[dict[str, list[float]], dict[str, list[float]], list[float]]:
+    """Seconds of each step of each contestant; the losses; operations a second of the products of each step."""
+    rows, size = make_rows(settings), ROWS[settings.cell]
+    models = {name: load(name, directory) for name in (TRAINER, PLAIN, OURS)}
+    losses: dict[str, list[float]] = {name: [] for name in models}
+    for name, model in models.items():
+        keep = partial(lambda found, _, __, output: found.append(float(output[0])), losses[name])
+        model.register_forward_hook(keep)
+    steps = {name: make_step(models[name], settings) for name in (PLAIN, OURS)}
+    seconds: dict[str, list[float]] = {name: [] for name in (*models, PRODUCTS)}
+    speeds = []
+
+    def timed(name: str, run: Callable[[], object]) -> None:
+        begun = time.perf_counter()
+        run()
+        seconds[name].append(time.perf_counter() - begun)
+
+    def after(number: int, spent: float) -> None:
+        seconds[TRAINER].append(spent)
+        batch = rows[number * size : (number + 1) * size]
+        for name, step in steps.items():
+            timed(name, partial(step, batch))
+        maps = maps_of(models[OURS], batch, settings)
+        timed(PRODUCTS, maps.multiply)
+        speeds.append(maps.operations / seconds[PRODUCTS][-1])
+
+    run_trainer(models[TRAINER], rows, settings, after)
+    return {name: each[1:] for name, each in seconds.items()}, losses, speeds[1:]
+
+
+def alone(system: str, settings: Settings, directory: Path) -> None:
+    """Three steps, then print the peak of this process's resident memory in MB."""
+    rows, model, size = make_rows(settings), load(system, directory), ROWS[settings.cell]
+    if system == TRAINER:
+        run_trainer(model, rows, settings, lambda number, spent: None)
+    else:
+        step = make_step(model, settings)
+        for begin in range(0, len(rows), size):
+            step(rows[begin : begin + size])
+    with open("/proc/self/status", encoding="utf-8") as lines:
+        print(next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")))
+
+
+def peak_of(system: str, settings: Settings, directory: Path) -> float:
+    """MB"""
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import training as t; "
+        "t.alone(sys.argv[2], t.Settings(*eval(sys.argv[3]), Path(sys.argv[4])), Path(sys.argv[5]))"
+    )
+    here = str(Path(__file__).resolve().parent)
+    plain = repr(tuple(settings._replace(steps=3))[:-1])
+    command = [sys.executable, "-c", program, here, system, plain, str(settings.data), str(directory)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def compare_losses(losses: dict[str, list[float]], settings: Settings) -> str:
+    """Raises SystemExit if they differ."""
+    if settings.dropout:
+        return "not compared, for the dropout"
+    worst = max(
+        abs(mine - right) / right for name in (PLAIN, OURS) for mine, right in zip(losses[name], losses[TRAINER])
+    )
+    if not worst <= ALIKE[settings.dtype]:
+        raise SystemExit(f"losses differ by {worst:.1e} of their value, step by step: {losses}")
+    first, last = losses[TRAINER][0], losses[TRAINER][-1]
+    return f"from {first:.4f} to {last:.4f}, equal to {worst:.0e} of their value in {len(losses[OURS])} steps"
+
+
+def tell(settings: Settings, directory: Path, memory: bool) -> None:
+    seconds, losses, speeds = contest(settings, directory)
+    rows, size = make_rows(settings), ROWS[settings.cell]
+    batches = [rows[begin : begin + size] for begin in range(size, len(rows), size)]
+    tokens = [count_tokens(batch) for batch in batches]
+    wastes = [size * max(len(row["labels"]) for row in batch) / count_tokens(batch) for batch in batches]
+    print(f"{settings.cell}: {size} rows, {median(tokens):.0f} tokens, {median(wastes):.2f} times as many with padding")
+    print(f"  losses {compare_losses(losses, settings)}")
+    print(f"{'':12}{'seconds':>9}{'tokens/s':>10}{'x Trainer':>24}{'peak MB':>10}{'/ Trainer':>11}")
+    base = peak_of(TRAINER, settings, directory) if memory else 0.0
+    for name, each in seconds.items():
+        speed = median(count / spent for count, spent in zip(tokens, each, strict=True))
+        ratios = [theirs / mine for theirs, mine in zip(seconds[TRAINER], each, strict=True)]
+        ratio = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        line = f"{name:12}{median(each):9.2f}{speed:10.0f}{ratio:>24}"
+        if memory and name != PRODUCTS:
+            peak = base if name == TRAINER else peak_of(name, settings, directory)
+            line += f"{peak:10.0f}{peak / base:11.2f}"
+        print(line, flush=True)
+    share = [floor / mine for floor, mine in zip(seconds[PRODUCTS], seconds[OURS], strict=True)]
+    print(f"  the products are {median(share):.0%} of hubmodels' step ({min(share):.0%}-{max(share):.0%}),")
+    print(f"  at {median(speeds) / 1e9:.0f} GFLOP/s; 2048 x 2048 x 2048 alone has {peak_speed(settings) / 1e9:.0f}")
+
+
+def peak_speed(settings: Settings) -> float:
+    """Operations a second of a product that is as easy as they come"""
+    x = torch.randn(2048, 2048).to(getattr(torch, settings.dtype))
+    seconds = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        x @ x
+        seconds.append(time.perf_counter() - begun)
+    return 2 * len(x) ** 3 / median(seconds[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", default=",".join(ROWS))
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--dtype", choices=ALIKE, default="float32")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--data", type=Path, default=DATA)
+    options = parser.parse_args()
+    from transformers import utils
+
+    utils.logging.set_verbosity_error()
+    utils.logging.disable_progress_bar()
+    print(f"BERT-base, {options.layers} layers, {options.dtype}, dropout {options.dropout}, torch {torch.__version__}")
+    for cell in options.cells.split(","):
+        settings = Settings(
+            cell, options.layers, options.dtype, options.dropout, options.rounds + 1, options.data.resolve()
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            make_checkpoint(settings, Path(directory))
+            tell(settings, Path(directory), not options.no_memory)
+
+
+if __name__ == "__main__":
+    main()
