@@ -269,9 +269,8 @@ def compare_losses(losses: dict[str, list[float]], settings: Settings) -> str:
     """Raises SystemExit if they differ."""
     if settings.dropout:
         return "not compared, for the dropout"
-    worst = max(
-        abs(mine - right) / right for name in (PLAIN, OURS) for mine, right in zip(losses[name], losses[TRAINER])
-    )
+    pairs = [pair for name in (PLAIN, OURS) for pair in zip(losses[name], losses[TRAINER], strict=True)]
+    worst = max(abs(mine - right) / right for mine, right in pairs)
     if not worst <= ALIKE[settings.dtype]:
         raise SystemExit(f"losses differ by {worst:.1e} of their value, step by step: {losses}")
     first, last = losses[TRAINER][0], losses[TRAINER][-1]

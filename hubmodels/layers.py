@@ -206,6 +206,8 @@ class Attention(nn.Module):
             return kernels.seen_attention(q, seen, packing, dropout, probs)
         if probs is not None:
             return kernels.explicit_attention(q, k, v, packing, dropout, probs)
+        if q.is_cpu and dropout > 0.0 and packing.pairwise is None:
+            return kernels.dropped_attention(q, k, v, packing, dropout)
         plain = (
             dropout == 0.0 and not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and q.requires_grad)
         )

@@ -47,6 +47,12 @@ class Packing(NamedTuple):
         flat = packed.new_full((self.batch * self.length, *packed.shape[1:]), fill)
         return flat.index_copy(0, self.indices, packed).view(shape)
 
+    def ends(self, device: torch.device) -> Tensor:
+        """[B + 1] where each row begins in the packed list and the last one ends, int32"""
+        if self.offsets is not None:
+            return self.offsets
+        return torch.arange(self.batch + 1, dtype=torch.int32, device=device) * self.length
+
     def parts(self, most: int) -> list[tuple[slice, "Packing"]]:
         """Neighbouring rows of at most `most` tokens together, or one row of more: where they stand in [T], and their
         own packing. Of a mask of pairs only the whole.

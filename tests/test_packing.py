@@ -16,6 +16,7 @@ from hubmodels.packing import Packing, packing_of
 
 K = D // H
 PADDED = PATTERNS[1:]
+OFFSETS = torch.tensor([0, 3, 3, 5, 7, 8], dtype=torch.int32)  # an empty row; two rows of one length, side by side
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 
@@ -427,9 +428,120 @@ def test_ragged_attention_is_a_sound_operator(pattern, causal):
 
 @BOTH
 def test_gradient_of_ragged_attention_is_the_derivative(causal):
-    offsets = torch.tensor([0, 3, 3, 5, 7, 8], dtype=torch.int32)  # an empty row; two rows of one length, side by side
     inputs = heads(8)
-    assert torch.autograd.gradcheck(lambda q, k, v: kernels.ragged_attention(q, k, v, offsets, causal)[0], inputs)
+    assert torch.autograd.gradcheck(lambda q, k, v: kernels.ragged_attention(q, k, v, OFFSETS, causal)[0], inputs)
+
+
+# With dropout
+
+
+def dropped_by_hand(q, k, v, mask, dropout, causal=False):
+    """As `by_hand`, with the weights that the kernel drops: they show where the values are unit vectors"""
+    torch.manual_seed(3)
+    packed = packing_of(B, S, mask.long(), causal)
+    units = packed.pack(torch.eye(S, dtype=q.dtype).expand(B, S, S))[:, None].expand(-1, H, -1)  # [T, H, S]: the column
+    with torch.no_grad():
+        kept = kernels.dropped_attention(*(F.pad(x, (0, S - K)) for x in (q, k)), units, packed, dropout) != 0
+    out, begin = [], 0
+    for columns in mask:
+        rows = slice(begin, begin + int(columns.sum()))
+        scores = torch.einsum("ihk,jhk->hij", q[rows], k[rows]) / K**0.5
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[1:]).triu(1) > 0, -torch.inf)
+        weights = scores.softmax(-1) * kept[rows][:, :, columns].transpose(0, 1) / (1 - dropout)
+        out.append(torch.einsum("hij,jhk->ihk", weights, v[rows]))
+        begin = rows.stop
+    return torch.cat(out)
+
+
+@BOTH
+@pytest.mark.parametrize("scores", [2**19, 1], ids=["at once", "head by head"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_dropped_attention_equals_attention_by_hand_with_gradients(pattern, scores, causal, monkeypatch):
+    monkeypatch.setattr(kernels, "_SCORES", scores)
+    packed, mask = packing(pattern, causal)
+    inputs = heads(int(mask.sum()))
+    right = dropped_by_hand(*inputs, mask, 0.375, causal)
+    torch.manual_seed(3)
+    out = kernels.dropped_attention(*inputs, packed, 0.375)  # in 2^16 steps it is exact
+    assert distance(out, right) <= 1e-12
+    assert distance(out, by_hand(*inputs, mask, causal)) > 0.1
+    towards = torch.randn(out.shape, generator=generator(28), dtype=out.dtype)
+    for found, expected in zip(
+        torch.autograd.grad(out, inputs, towards), torch.autograd.grad(right, inputs, towards), strict=True
+    ):
+        assert distance(found, expected) <= 1e-12
+
+
+def test_dropped_attention_is_a_function_of_torchs_seed():
+    packed, mask = packing("right")
+    inputs = heads(int(mask.sum()))
+
+    def run(seed):
+        torch.manual_seed(seed)
+        return kernels.dropped_attention(*inputs, packed, 0.4), kernels.dropped_attention(*inputs, packed, 0.4)
+
+    (first, second), (again, also), (other, _) = run(0), run(0), run(1)
+    assert torch.equal(first, again)
+    assert torch.equal(second, also)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+    with torch.no_grad():  # past the operator
+        assert torch.equal(run(0)[0], first)
+
+
+def test_as_many_weights_are_dropped_as_was_asked_for_and_no_two_heads_drop_the_same():
+    length, count, dropout = 64, 200, 0.1
+    zeros = torch.zeros(length, count, length)
+    values = torch.eye(length)[:, None].expand(-1, count, -1)
+    offsets = torch.tensor([0, length], dtype=torch.int32)
+    weights = kernels.seeded_attention(zeros, zeros, values, offsets, torch.tensor(1), dropout) * length
+    kept = weights != 0  # [row, head, column]
+    assert torch.allclose(weights[kept], torch.tensor(1 / (1 - dropout)), rtol=2e-5)
+    deviation = (dropout * (1 - dropout)) ** 0.5
+    assert abs(kept.float().mean() - (1 - dropout)) < 5 * deviation / kept.numel() ** 0.5
+    for sides in ((0, 1), (0, 2), (1, 2)):  # over each two of rows, heads and columns it is still that
+        share = kept.float().mean(sides)
+        assert (share - (1 - dropout)).abs().max() < 5 * deviation / (kept.numel() / len(share)) ** 0.5
+    assert len({head.numpy().tobytes() for head in kept.unbind(1)}) == count
+
+
+@pytest.mark.parametrize("pattern", PADDED)
+def test_dropped_attention_computes_no_padding(pattern):
+    packed, mask = packing(pattern)
+    inputs = heads(int(mask.sum()))
+    with torch.profiler.profile(record_shapes=True) as profile:
+        kernels.dropped_attention(*inputs, packed, 0.4).sum().backward()
+    shapes = [event.input_shapes[1:3] for event in profile.events() if event.name == "aten::baddbmm"]
+    scores = sum(n * rows * columns for (n, rows, _), (_, _, columns) in shapes)
+    assert scores == 2 * H * int((mask.sum(1) ** 2).sum())  # there and back
+
+
+@BOTH
+def test_dropped_attention_is_a_sound_operator(causal):
+    results = torch.library.opcheck(kernels.seeded_attention, (*heads(8), OFFSETS, torch.tensor(5), 0.4, causal))
+    assert set(results.values()) == {"SUCCESS"}
+    assert len(results) == 4
+
+
+@BOTH
+def test_gradient_of_dropped_attention_is_the_derivative(causal):
+    seed = torch.tensor(5)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: kernels.seeded_attention(q, k, v, OFFSETS, seed, 0.4, causal), heads(8)
+    )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-2)])
+def test_dropped_attention_in_other_dtypes(dtype, tolerance):
+    packed, mask = packing("right")
+    inputs = heads(int(mask.sum()))
+    torch.manual_seed(0)
+    right = kernels.dropped_attention(*inputs, packed, 0.4)
+    torch.manual_seed(0)
+    out = kernels.dropped_attention(*(x.to(dtype) for x in inputs), packed, 0.4)
+    assert out.dtype == dtype
+    assert distance(out.double(), right) <= tolerance
 
 
 def test_operator_names_of_two_checkouts_differ():
@@ -445,9 +557,9 @@ def test_operator_names_of_two_checkouts_differ():
     ("pattern", "training", "weights", "kernel"),
     [
         ("none", False, False, "padded_attention"),
-        ("none", True, False, "padded_attention"),
+        ("none", True, False, "dropped_attention"),
         ("right", False, False, "ragged_attention"),
-        ("right", True, False, "padded_attention"),
+        ("right", True, False, "dropped_attention"),
         ("right", False, True, "explicit_attention"),
         ("none", False, True, "explicit_attention"),
     ],
@@ -464,7 +576,7 @@ def test_attend_takes_the_kernel_that_fits(pattern, training, weights, kernel, m
 
         monkeypatch.setattr(kernels, name, spy)
 
-    for name in ("padded_attention", "ragged_attention", "explicit_attention", "varlen_attention"):
+    for name in ("padded_attention", "ragged_attention", "dropped_attention", "explicit_attention", "varlen_attention"):
         spy_on(name)
     packed, mask = packing(pattern)
     attention = layers.Attention(D, H, dropout=0.1).train(training)
@@ -519,7 +631,7 @@ def test_attend_hands_on_what_the_packing_says(pattern, weights, graph, causal):
 
 
 def test_attend_in_training_drops_under_the_causal_mask():
-    """The padded kernel with dropout: dropped weights are zero, the others grow, and none is of a later token."""
+    """Dropped weights are zero, the others grow, and none is of a later token."""
     packed, mask = packing("right", causal=True)
     attention = layers.Attention(D, H, dropout=0.5).train()
     q, k, _ = heads(int(mask.sum()))
