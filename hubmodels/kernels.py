@@ -20,7 +20,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     On a processor with AVX2 and no more, which MKL is not at its best on, they take four fifths of the time, of few
     rows and many words half. On the way back MKL is as fast.
     """
-    if _onednn_is_faster() and _may_use_onednn(x, weight):
+    if _may_use_onednn(x, weight) and _onednn_is_faster():
         return _OneDNNLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -32,13 +32,11 @@ def _onednn_is_faster() -> bool:
 
 def _may_use_onednn(x: Tensor, weight: Tensor) -> bool:
     """In training alone, in float32, where no tracer and no transform looks on."""
-    if x.dim() != 2 or len(x) == 0 or x.dtype != torch.float32 or weight.dtype != torch.float32 or not x.is_cpu:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad):
         return False
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
         return False
-    if torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
-        return False
-    return x.requires_grad or weight.requires_grad
+    return x.is_cpu and x.dim() == 2 and len(x) > 0 and x.dtype == weight.dtype == torch.float32
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -179,6 +177,30 @@ def _runs(offsets: Tensor) -> list[tuple[int, int, int, int]]:
     return runs
 
 
+def _grouped(offsets: Tensor) -> tuple[list[tuple[int, int, int, int]], Tensor | None]:
+    """The runs of rows in the order of their lengths, and the tokens in that order [T].
+
+    None: in the order in which they are, where the other does not halve the number of runs; to go there is not free.
+    """
+    runs = _runs(offsets)
+    if 2 * len({length for *_, length in runs}) > len(runs):
+        return runs, None
+    lengths, rows = offsets.diff().sort(stable=True)
+    ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    moved = (offsets[:-1][rows] - ends[:-1]).repeat_interleave(lengths)
+    return _runs(ends), moved + torch.arange(len(moved))
+
+
+def _there(order: Tensor | None, *packed: Tensor) -> tuple[Tensor, ...]:
+    """[T, ...] each, in that order"""
+    return packed if order is None else tuple(x.index_select(0, order) for x in packed)
+
+
+def _back(order: Tensor | None, packed: Tensor) -> Tensor:
+    """[T, ...] out of that order"""
+    return packed if order is None else torch.empty_like(packed).index_copy_(0, order, packed)
+
+
 def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
     """[T, H, ...] -> view [rows, H, length, ...] of one run"""
     begin, end, rows, length = run
@@ -194,11 +216,13 @@ def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: boo
 def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
     """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
     out, lse = _empty_results(q, k, v, offsets)
-    for run in _runs(offsets):
+    runs, order = _grouped(offsets)
+    q, k, v = _there(order, q, k, v)
+    for run in runs:
         attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)), 0.0, causal)
         _rows(out, run).copy_(attended)
         _rows(lse, run).copy_(sums)
-    return out, lse
+    return _back(order, out), _back(order, lse)
 
 
 # Calling it as an operator imports the compiler, a second: without gradients the function is called itself.
@@ -212,11 +236,13 @@ def _ragged_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    for run in _runs(offsets):
+    runs, order = _grouped(offsets)
+    grad, q, k, v, out, lse = _there(order, grad, q, k, v, out, lse)
+    for run in runs:
         parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, causal)
         for whole, part in zip((dq, dk, dv), parts, strict=True):
             _rows(whole, run).copy_(part)
-    return dq, dk, dv
+    return _back(order, dq), _back(order, dk), _back(order, dv)
 
 
 ragged_attention.register_fake(_empty_results)
@@ -287,13 +313,15 @@ def _seeded_attention(
 ) -> Tensor:
     """[T, H, K] three times, [B + 1], [] -> [T, H, K]; each row attends to itself, some of its weights dropped."""
     out, draw = torch.empty_like(q, memory_format=torch.contiguous_format), torch.Generator().manual_seed(int(seed))
-    for run in _runs(offsets):
+    runs, order = _grouped(offsets)
+    q, k, v = _there(order, q, k, v)
+    for run in runs:
         mixed = []
         for query, key, value in _slabs(run, q, k, v):
             weights = _weights(query, key, causal)
             mixed.append(weights.masked_fill_(_drop(weights, dropout, draw), 0.0) @ value)
         _rows(out, run).copy_(torch.cat(mixed).unflatten(0, (run[2], -1)))
-    return out.mul_(_growth(dropout))
+    return _back(order, out.mul_(_growth(dropout)))
 
 
 seeded_attention = torch.library.custom_op(
@@ -307,8 +335,9 @@ def _seeded_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     draw, scale = torch.Generator().manual_seed(int(seed)), q.shape[-1] ** -0.5
-    grad = grad * _growth(dropout)
-    for run in _runs(offsets):
+    runs, order = _grouped(offsets)
+    grad, q, k, v = _there(order, grad * _growth(dropout), q, k, v)
+    for run in runs:
         parts: tuple[list[Tensor], ...] = ([], [], [])
         for query, key, value, given in _slabs(run, q, k, v, grad):
             weights = _weights(query, key, causal)
@@ -320,7 +349,7 @@ def _seeded_attention_backward(
             parts[1].append(scores.mT @ query)
         for whole, part in zip((dq, dk, dv), parts, strict=True):
             _rows(whole, run).copy_(torch.cat(part).unflatten(0, (run[2], -1)))
-    return dq, dk, dv
+    return _back(order, dq), _back(order, dk), _back(order, dv)
 
 
 @seeded_attention.register_fake
