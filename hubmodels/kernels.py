@@ -155,9 +155,10 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
     return varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window)  # type: ignore[return-value]
 
 
-# On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask,
-# no copy into groups. The loop is one operator to torch.compile, so a graph holds for batches of every shape. Several
-# versions of this package may live in one process: each registers the operator under a name of its own.
+# On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask.
+# Where many short rows are of few lengths, as lines of text are, they are first put in the order of their lengths: a
+# call costs more than the work of such a row. The loop is one operator to torch.compile, so a graph holds for batches
+# of every shape. Several versions of this package may live in one process: each registers it under a name of its own.
 _NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
 while hasattr(getattr(torch.ops, _NAMESPACE), "ragged_attention"):  # this file ran before, and its models live on
     _NAMESPACE += "_"
@@ -188,7 +189,7 @@ def _grouped(offsets: Tensor) -> tuple[list[tuple[int, int, int, int]], Tensor |
     lengths, rows = offsets.diff().sort(stable=True)
     ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     moved = (offsets[:-1][rows] - ends[:-1]).repeat_interleave(lengths)
-    return _runs(ends), moved + torch.arange(len(moved))
+    return _runs(ends), moved + torch.arange(len(moved), device=offsets.device)
 
 
 def _there(order: Tensor | None, *packed: Tensor) -> tuple[Tensor, ...]:
@@ -270,7 +271,7 @@ ragged_attention.register_autograd(_backward, setup_context=_save)
 # cache, and on the way back weights and mask are made again: the mask is a function of the seed.
 def dropped_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:
     """[T, H, K] three times -> [T, H, K], on a CPU, each weight dropped by torch's generator with that probability."""
-    seed = torch.randint(2**62, ())
+    seed = torch.randint(2**62, (), device="cpu")
     plain = not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and q.requires_grad)
     kernel = _seeded_attention if plain else seeded_attention
     return kernel(q, k, v, packing.ends(q.device), seed, dropout, packing.causal)
@@ -287,7 +288,7 @@ def _weights(query: Tensor, key: Tensor, causal: bool) -> Tensor:
     size, length = len(query), query.shape[1]
     scores = torch.baddbmm(query.new_empty(size, length, length), query, key.mT, beta=0, alpha=query.shape[-1] ** -0.5)
     if causal:
-        scores.masked_fill_(torch.ones(length, length, dtype=torch.bool).triu_(1), -torch.inf)
+        scores.masked_fill_(scores.new_ones(length, length, dtype=torch.bool).triu_(1), -torch.inf)
     return torch.softmax(scores, -1)
 
 
@@ -304,7 +305,7 @@ def _growth(dropout: float) -> float:
 def _drop(weights: Tensor, dropout: float, draw: torch.Generator) -> Tensor:
     """Where to drop, bool. Sixteen bits decide for each, which takes a fifth of the time of torch's `bernoulli_`."""
     count = weights.numel()
-    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=draw)
+    numbers = weights.new_empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=draw)
     return (numbers.view(torch.int16)[:count] < _dropping(dropout) - 2**15).view(weights.shape)
 
 

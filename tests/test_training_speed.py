@@ -1,5 +1,9 @@
 """What a training step does in another way than torch would, and that it comes to the same."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +11,7 @@ from reference import B, S, V, distance, generator, inputs_of, ours
 from torch import nn
 
 from hubmodels import kernels, layers
+from hubmodels.training.allocator import keep_freed_memory
 
 ROWS, IN, OUT = 37, 24, 44
 
@@ -127,3 +132,31 @@ def test_a_step_of_a_model_equals_the_one_by_torch(how, monkeypatch, tmp_path):
     for grad, right in zip(found, expected, strict=True):
         assert (grad is None) == (right is None)
         assert grad is None or distance(grad, right) <= 1e-5
+
+
+FAULTS = """
+import resource, sys, torch
+from hubmodels.training.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    print(keep_freed_memory(), end=" ")
+for turn in range(3):  # the first takes the memory
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept():
+    def run(how):
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    (given_back,), (did, kept) = run("plain"), run("keep")
+    assert did == "True"
+    assert int(kept) * 10 < int(given_back)
+
+
+def test_elsewhere_nothing_is_set(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False
