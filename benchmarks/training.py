@@ -214,7 +214,7 @@ def contest(settings: Settings, directory: Path) -> tuple[dict[str, list[float]]
     models = {name: load(name, directory) for name in (TRAINER, PLAIN, OURS)}
     losses: dict[str, list[float]] = {name: [] for name in models}
     for name, model in models.items():
-        keep = partial(lambda found, _, __, output: found.append(float(output[0])), losses[name])
+        keep = partial(lambda found, _, __, output: found.append(float(output[0].detach())), losses[name])
         model.register_forward_hook(keep)
     steps = {name: make_step(models[name], settings) for name in (PLAIN, OURS)}
     seconds: dict[str, list[float]] = {name: [] for name in (*models, PRODUCTS)}
