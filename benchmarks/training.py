@@ -1,7 +1,7 @@
 """A step of BERT's pretraining on masked words, on a CPU: hubmodels beside transformers' Trainer and a plain loop.
 
     python benchmarks/training.py [--cells full,lines,paragraphs] [--layers N] [--dtype float32|bfloat16]
-                                  [--dropout P] [--rounds N] [--no-memory] [--data DIRECTORY]
+                                  [--dropout P] [--rounds N] [--data DIRECTORY]
 
     full        8 rows of 128 tokens of running text
     lines       64 lines of English books as they stand in the file, hard-wrapped, in random order
@@ -10,40 +10,41 @@
     Trainer     transformers' Trainer.train(), fused AdamW, gradients clipped, its batches padded to the longest row
     plain loop  the same model in five lines of torch
     hubmodels   BertForMaskedLM in the same five lines: packed tokens, words predicted where there is a label
+                in a process that keeps freed memory (`hubmodels.training.allocator`), as `hubmodels pretrain` does
     products    the matrix products of hubmodels' linear maps, forwards and backwards, and nothing else: its floor
 
-All start from the same weights and see the same batches, collated from lists within what is timed. All run in one
-process and in turn: the Trainer's loop calls the others at the end of each of its steps, so that a busy machine slows
-all alike, and its own time is all that it does in between. The first step warms up. Without dropout, losses must be
+All start from the same weights and see the same batches, collated from lists within what is timed. Each is a process of
+its own, and they take turns, step by step, so that a busy machine slows all alike; of the Trainer, a step is all that
+its loop does from the end of one step to the end of the next. The first step warms up. Without dropout, losses must be
 equal step by step, or nothing is told. Useful tokens are those that are no padding; a ratio is the median of each
-round's ratio, with the least and the most; peak MB is the most resident memory (VmHWM) of a process of its own.
+round's ratio, with the least and the most; peak MB is the most resident memory (VmHWM).
 """
 
 import argparse
 import lzma
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hubmodels
 from hubmodels.heads import IGNORED
+from hubmodels.kernels import linear
 from hubmodels.layers import Linear
 from hubmodels.tokenizers import WordPieceTokenizer
+from hubmodels.training.allocator import keep_freed_memory
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 ROWS = {"full": 8, "lines": 64, "paragraphs": 16}
@@ -51,7 +52,9 @@ LENGTH = 128
 TRAINER, PLAIN, OURS, PRODUCTS = "Trainer", "plain loop", "hubmodels", "products"
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 ALIKE = {"float32": 1e-4, "bfloat16": 2e-2}  # the most that two losses may differ, as a part of the loss
+REST = 0.25  # seconds: OpenMP's threads of one process wait busily for a while, and the next one needs the processors
 Row = dict[str, list[int]]
+Done = Callable[[float], None]
 
 
 class Settings(NamedTuple):
@@ -139,19 +142,21 @@ def make_step(model: nn.Module, settings: Settings) -> Callable[[list[Row]], Non
     return step
 
 
-def run_trainer(model: nn.Module, rows: list[Row], settings: Settings, after: Callable[[int, float], None]) -> None:
-    """`after` is called at the end of each step, with its number and its seconds, and may take its time."""
+def run_trainer(model: nn.Module, rows: list[Row], settings: Settings, wait: Callable[[], None], done: Done) -> None:
+    """As `contend`"""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Turn(TrainerCallback):
         begun = 0.0
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
+            wait()
             self.begun = time.perf_counter()
 
         def on_step_end(self, arguments: Any, state: Any, *_: Any, **__: Any) -> None:
-            after(state.global_step - 1, time.perf_counter() - self.begun)
-            self.begun = time.perf_counter()
+            done(time.perf_counter() - self.begun)
+            if state.global_step < settings.steps:
+                self.on_train_begin()
 
     with tempfile.TemporaryDirectory() as directory:
         arguments = TrainingArguments(
@@ -189,9 +194,9 @@ class Maps(NamedTuple):
 
     def multiply(self) -> None:
         for x, _, weight in self.parts:
-            F.linear(x, weight)
+            linear(x, weight)  # as in training: the weight waits for a gradient
         for x, grad, weight in reversed(self.parts):
-            grad @ weight
+            grad @ weight.detach()
             grad.mT @ x
 
 
@@ -200,7 +205,7 @@ def maps_of(model: Any, rows: list[Row], settings: Settings) -> Maps:
     weights = [(tokens, part.weight) for part in model.transformer.layers.modules() if isinstance(part, Linear)]
     weights += [(labels, model.head.dense.weight), (labels, model.transformer.embeddings.word.weight)]
     dtype = getattr(torch, settings.dtype)
-    made = [(count, weight.detach().to(dtype)) for count, weight in weights]
+    made = [(count, weight.detach().to(dtype).requires_grad_()) for count, weight in weights]
     return Maps([(torch.randn(n, w.shape[1]).to(dtype), torch.randn(n, len(w)).to(dtype), w) for n, w in made])
 
 
@@ -208,65 +213,70 @@ def count_tokens(rows: list[Row]) -> int:
     return sum(len(row["labels"]) for row in rows)
 
 
-def contest(settings: Settings, directory: Path) -> tuple[dict[str, list[float]], dict[str, list[float]], list[float]]:
-    """Seconds of each step of each contestant; the losses; operations a second of the products of each step."""
-    rows, size = make_rows(settings), ROWS[settings.cell]
-    models = {name: load(name, directory) for name in (TRAINER, PLAIN, OURS)}
-    losses: dict[str, list[float]] = {name: [] for name in models}
-    for name, model in models.items():
-        keep = partial(lambda found, _, __, output: found.append(float(output[0].detach())), losses[name])
-        model.register_forward_hook(keep)
-    steps = {name: make_step(models[name], settings) for name in (PLAIN, OURS)}
-    seconds: dict[str, list[float]] = {name: [] for name in (*models, PRODUCTS)}
-    speeds = []
+def contend(system: str, settings: Settings, directory: Path, pipe: Any) -> None:
+    """A contestant's process. Each step waits for a word, and answers with its seconds and loss, of the products with
+    their operations a second; at the end comes the peak of the process's memory, in MB."""
+    rows, size, losses = make_rows(settings), ROWS[settings.cell], [0.0]
+    batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    if system in (OURS, PRODUCTS):
+        keep_freed_memory()
+    model = load(OURS if system == PRODUCTS else system, directory)
+    model.register_forward_hook(lambda _, __, output: losses.append(float(output[0].detach())))
 
-    def timed(name: str, run: Callable[[], object]) -> None:
-        begun = time.perf_counter()
-        run()
-        seconds[name].append(time.perf_counter() - begun)
+    def done(seconds: float) -> None:
+        pipe.send((seconds, losses[-1]))
 
-    def after(number: int, spent: float) -> None:
-        seconds[TRAINER].append(spent)
-        batch = rows[number * size : (number + 1) * size]
-        for name, step in steps.items():
-            timed(name, partial(step, batch))
-        maps = maps_of(models[OURS], batch, settings)
-        timed(PRODUCTS, maps.multiply)
-        speeds.append(maps.operations / seconds[PRODUCTS][-1])
-
-    run_trainer(models[TRAINER], rows, settings, after)
-    return {name: each[1:] for name, each in seconds.items()}, losses, speeds[1:]
-
-
-def alone(system: str, settings: Settings, directory: Path) -> None:
-    """Three steps, then print the peak of this process's resident memory in MB."""
-    rows, model, size = make_rows(settings), load(system, directory), ROWS[settings.cell]
     if system == TRAINER:
-        run_trainer(model, rows, settings, lambda number, spent: None)
+        run_trainer(model, rows, settings, pipe.recv, done)
     else:
         step = make_step(model, settings)
-        for begin in range(0, len(rows), size):
-            step(rows[begin : begin + size])
+        for batch in batches:
+            maps = maps_of(model, batch, settings) if system == PRODUCTS else None
+            pipe.recv()
+            begun = time.perf_counter()
+            step(batch) if maps is None else maps.multiply()
+            spent = time.perf_counter() - begun
+            if maps is not None:
+                losses = [maps.operations / spent]
+            done(spent)
     with open("/proc/self/status", encoding="utf-8") as lines:
-        print(next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")))
+        pipe.send(next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")))
 
 
-def peak_of(system: str, settings: Settings, directory: Path) -> float:
-    """MB"""
-    program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import training as t; "
-        "t.alone(sys.argv[2], t.Settings(*eval(sys.argv[3]), Path(sys.argv[4])), Path(sys.argv[5]))"
-    )
-    here = str(Path(__file__).resolve().parent)
-    plain = repr(tuple(settings._replace(steps=3))[:-1])
-    command = [sys.executable, "-c", program, here, system, plain, str(settings.data), str(directory)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
+class Found(NamedTuple):
+    """seconds and losses of each step, the first left out of the seconds; peak in MB"""
+
+    seconds: list[float]
+    losses: list[float]
+    peak: float
 
 
-def compare_losses(losses: dict[str, list[float]], settings: Settings) -> str:
+def contest(settings: Settings, directory: Path) -> dict[str, Found]:
+    context = multiprocessing.get_context("spawn")
+    pipes = {name: context.Pipe() for name in (TRAINER, PLAIN, OURS, PRODUCTS)}
+    processes = [
+        context.Process(target=contend, args=(name, settings, directory, there), daemon=True)
+        for name, (_, there) in pipes.items()
+    ]
+    for process in processes:
+        process.start()
+    answers: dict[str, list[tuple[float, float]]] = {name: [] for name in pipes}
+    for _ in range(settings.steps):
+        for name, (here, _) in pipes.items():
+            here.send(None)
+            answers[name].append(here.recv())
+            time.sleep(REST)
+    peaks = {name: here.recv() for name, (here, _) in pipes.items()}
+    for process in processes:
+        process.join()
+    return {
+        name: Found([s for s, _ in each[1:]], [loss for _, loss in each], peaks[name]) for name, each in answers.items()
+    }
+
+
+def compare_losses(found: dict[str, Found], settings: Settings) -> str:
     """Raises SystemExit if they differ."""
+    losses = {name: each.losses for name, each in found.items() if name != PRODUCTS}
     if settings.dropout:
         return "not compared, for the dropout"
     pairs = [pair for name in (PLAIN, OURS) for pair in zip(losses[name], losses[TRAINER], strict=True)]
@@ -277,28 +287,26 @@ def compare_losses(losses: dict[str, list[float]], settings: Settings) -> str:
     return f"from {first:.4f} to {last:.4f}, equal to {worst:.0e} of their value in {len(losses[OURS])} steps"
 
 
-def tell(settings: Settings, directory: Path, memory: bool) -> None:
-    seconds, losses, speeds = contest(settings, directory)
+def tell(settings: Settings, directory: Path) -> None:
+    found = contest(settings, directory)
     rows, size = make_rows(settings), ROWS[settings.cell]
     batches = [rows[begin : begin + size] for begin in range(size, len(rows), size)]
     tokens = [count_tokens(batch) for batch in batches]
     wastes = [size * max(len(row["labels"]) for row in batch) / count_tokens(batch) for batch in batches]
     print(f"{settings.cell}: {size} rows, {median(tokens):.0f} tokens, {median(wastes):.2f} times as many with padding")
-    print(f"  losses {compare_losses(losses, settings)}")
+    print(f"  losses {compare_losses(found, settings)}")
     print(f"{'':12}{'seconds':>9}{'tokens/s':>10}{'x Trainer':>24}{'peak MB':>10}{'/ Trainer':>11}")
-    base = peak_of(TRAINER, settings, directory) if memory else 0.0
-    for name, each in seconds.items():
-        speed = median(count / spent for count, spent in zip(tokens, each, strict=True))
-        ratios = [theirs / mine for theirs, mine in zip(seconds[TRAINER], each, strict=True)]
+    base = found[TRAINER]
+    for name, (seconds, _, peak) in found.items():
+        speed = median(count / spent for count, spent in zip(tokens, seconds, strict=True))
+        ratios = [theirs / mine for theirs, mine in zip(base.seconds, seconds, strict=True)]
         ratio = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        line = f"{name:12}{median(each):9.2f}{speed:10.0f}{ratio:>24}"
-        if memory and name != PRODUCTS:
-            peak = base if name == TRAINER else peak_of(name, settings, directory)
-            line += f"{peak:10.0f}{peak / base:11.2f}"
-        print(line, flush=True)
-    share = [floor / mine for floor, mine in zip(seconds[PRODUCTS], seconds[OURS], strict=True)]
+        memory = "" if name == PRODUCTS else f"{peak:10.0f}{peak / base.peak:11.2f}"
+        print(f"{name:12}{median(seconds):9.2f}{speed:10.0f}{ratio:>24}{memory}", flush=True)
+    share = [floor / mine for floor, mine in zip(found[PRODUCTS].seconds, found[OURS].seconds, strict=True)]
+    speed = median(found[PRODUCTS].losses[1:])
     print(f"  the products are {median(share):.0%} of hubmodels' step ({min(share):.0%}-{max(share):.0%}),")
-    print(f"  at {median(speeds) / 1e9:.0f} GFLOP/s; 2048 x 2048 x 2048 alone has {peak_speed(settings) / 1e9:.0f}")
+    print(f"  at {speed / 1e9:.0f} GFLOP/s; 2048 x 2048 x 2048 alone has {peak_speed(settings) / 1e9:.0f}")
 
 
 def peak_speed(settings: Settings) -> float:
@@ -319,13 +327,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=ALIKE, default="float32")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
-    from transformers import utils
-
-    utils.logging.set_verbosity_error()
-    utils.logging.disable_progress_bar()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     print(f"BERT-base, {options.layers} layers, {options.dtype}, dropout {options.dropout}, torch {torch.__version__}")
     for cell in options.cells.split(","):
         settings = Settings(
@@ -333,7 +337,7 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as directory:
             make_checkpoint(settings, Path(directory))
-            tell(settings, Path(directory), not options.no_memory)
+            tell(settings, Path(directory))
 
 
 if __name__ == "__main__":
