@@ -24,6 +24,8 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/tokenising.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/formats.py
+	$(BIN)/python benchmarks/training.py --data ../shared/data
+	$(BIN)/python benchmarks/preparing.py --text ../shared/data/text/english_books.txt.xz --form running
 
 # make release VERSION=0.1.0: checks everything, then tags. Nothing is pushed.
 release: $(VENV)/dev.stamp

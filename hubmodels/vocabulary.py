@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,15 @@ from .loading import AnyModel
 
 M = TypeVar("M", bound=AnyModel)
 _TABLES = ("embeddings.word.weight", "head.bias")  # the parameters with a row for each word, in every family
+
+
+def read_words(path: Path) -> list[str]:
+    """A UTF-8 file's lines, a word each, without blank ones. Raises InputError."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected UTF-8 text, a word a line: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def resize_vocabulary(

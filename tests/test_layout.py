@@ -67,20 +67,6 @@ ROOMS: dict[str, set[str]] = {
     },  # no family: an entry point hands its own over
     "saving": {"loading", "local", "checkpoint.config", "tokenizers", "heads", "errors"},
     "tasks": {"language_model", "generation", "heads", "transformer", "tokenizers", "errors"},
-    "training": {
-        "tasks",
-        "saving",
-        "loading",
-        "families",
-        "heads",
-        "transformer",
-        "layers",
-        "packing",
-        "tokenizers",
-        "catalog",
-        "store",
-        "errors",
-    },
     "hub": {
         "tasks",
         "transformer",
@@ -110,6 +96,22 @@ ROOMS: dict[str, set[str]] = {
     "kit": {"store", "catalog", "errors"},
     "pinning": {"hub", "local", "store", "catalog", "errors"},
     "": {"hub", "conversion", "vocabulary", "saving", "prepack", "verification"},  # hubmodels/__init__.py
+    "training": {
+        "",
+        "conversion",
+        "vocabulary",
+        "hub",
+        "saving",
+        "loading",
+        "local",
+        "families",
+        "heads",
+        "layers",
+        "tokenizers",
+        "store",
+        "checkpoint.config",
+        "errors",
+    },
     "bench": {"", "hub", "prepack", "catalog", "errors"},
     "cli": {
         "",
@@ -120,6 +122,8 @@ ROOMS: dict[str, set[str]] = {
         "verification",
         "kit",
         "pinning",
+        "training",
+        "vocabulary",
         "hub",
         "tasks",
         "generation",
@@ -130,6 +134,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 AT_START = {"torch", "typing_extensions"}  # third-party packages that may be imported before they are needed
+AT_TRAINING = {"numpy"}  # and those for training, which nothing else imports
 # Six afternoons: what one reads to understand the models, from a name to a number; the formats of files; what becomes
 # of whole checkpoints; how the bytes got here; how a machine is made the most of; and how that is measured. Training is
 # none of them.
@@ -137,18 +142,18 @@ FORMATS = {f"checkpoint.{name}" for name in ("tensors", "readers", "torch_file",
 STORE = {"store", "kit", "verification", "pinning", "cli"}
 CHECKPOINTS = {"local", "saving", "conversion", "vocabulary"}
 MOST_CODE_LINES = {
-    "models": 3400,
+    "models": 3250,
     "formats": 900,
     "checkpoints": 700,
-    "store and commands": 2000,
-    "acceleration": 500,
+    "store and commands": 2100,
+    "acceleration": 700,
     "benchmark": 1000,
 }
 SIDES = {
     "store and commands": STORE,
     "formats": FORMATS,
     "checkpoints": CHECKPOINTS,
-    "acceleration": {"prepack", "graphs"},
+    "acceleration": {"kernels", "prepack", "graphs"},
     "benchmark": {"bench"},
 }
 LONGEST_FUNCTION = 60
@@ -260,7 +265,11 @@ def test_the_start_needs_torch_alone():
         f"{module} imports {name}"
         for module, path in modules().items()
         for name in imports(module, path, outside_functions(syntax(path)))
-        if name.split(".")[0] not in sys.stdlib_module_names | {PACKAGE} | AT_START
+        if name.split(".")[0]
+        not in sys.stdlib_module_names
+        | {PACKAGE}
+        | AT_START
+        | (AT_TRAINING if room_of(module) == "training" else set())
     }
     assert found == set()
 

@@ -238,7 +238,7 @@ def test_truncation_holds_for_one_call_only(nano):
 
 
 def test_truncation_leaves_no_trace_in_the_inner_tokenizer(nano):
-    """`training.data` encodes with `inner` itself: a call with max_length must not shorten its corpus."""
+    """`training.corpus` encodes with `inner` itself: a call with max_length must not shorten its corpus."""
     text = "the ship sailed across the sea"
     whole = nano(text)["input_ids"][0].tolist()
     nano(text, max_length=4)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import HubModelsError
-from . import bench, checkpoints, tasks, weights
+from . import bench, checkpoints, pretrain, tasks, weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,5 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_commands(command)
     checkpoints.add_commands(command)
     tasks.add_commands(command)
+    pretrain.add_commands(command)
     bench.add_commands(command)
     return parser

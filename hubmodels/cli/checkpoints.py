@@ -12,6 +12,7 @@ from .. import conversion
 from ..checkpoint.report import Report
 from ..errors import InputError
 from ..saving import FORMS, LARGEST_FILE
+from ..vocabulary import read_words
 from .output import print_json, print_table
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,11 +76,7 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 
 def _add_tokens(options: argparse.Namespace) -> None:
-    try:
-        lines = options.tokens.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{options.tokens}: expected UTF-8 text, a word a line: {error}") from None
-    words = [line.strip() for line in lines if line.strip()]
+    words = read_words(options.tokens)
     added = conversion.add_tokens(options.weights, words=words, seed=options.seed, **_written(options))
     if options.json:
         return print_json({"directory": str(options.directory), "added": added})

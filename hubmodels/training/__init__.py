@@ -1,1 +1,1 @@
-"""Pretraining: data and objectives (`data`), the loop (`pretrain`)."""
+"""Pretraining: text -> tokens -> samples -> batches -> steps -> a directory that loads; `run.pretrain` is all of it."""
