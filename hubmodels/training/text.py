@@ -152,7 +152,7 @@ class _Watched(io.FileIO):
 _OPENERS: dict[str, Callable[[Any], Any]] = {
     "": lambda file: file,
     ".gz": lambda file: io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER),
-    ".xz": lambda file: io.BufferedReader(lzma.LZMAFile(file), _BUFFER),
+    ".xz": lambda file: io.BufferedReader(lzma.LZMAFile(file), _BUFFER),  # noqa: SIM115
 }
 
 
