@@ -111,7 +111,19 @@ def _fed(feed_forward: Any, x: Tensor, residual: Tensor) -> Tensor:
     return feed_forward.output.plus(feed_forward.inner.bent(x, feed_forward.activation), residual)
 
 
-class HalfLinear(nn.Module):
+class _FbgemmLinear(nn.Module):
+    """What FBGEMM multiplies; additions and activations come after, in float32."""
+
+    def bent(self, x: Tensor, activation: str) -> Tensor:
+        """[T, in] -> [T, out], and the activation of that"""
+        return ACTIVATIONS[activation](self(x))
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[T, in], [T, out] -> [T, out], added to `residual`"""
+        return self(x).add_(_as(torch.float32, residual))
+
+
+class HalfLinear(_FbgemmLinear):
     """`Linear` on a half precision weight in FBGEMM's layout; inputs, sums and outputs are float32.
 
     FBGEMM keeps float16: of a bfloat16 weight, numbers below 6e-5 lose digits, at most 3e-8 of their value.
@@ -127,11 +139,13 @@ class HalfLinear(nn.Module):
         return torch.ops.quantized.linear_dynamic_fp16(_as(torch.float32, x), self.weight)
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(_FbgemmLinear):
     """`Linear` in whole numbers of 8 bits, in FBGEMM's layout: a scale for each row of the weight, and one for each
     token as it comes, so that what becomes of a token does not depend on the others.
 
-    Inputs and outputs are float32. Numbers go from -127 to 127. Source: Zafrir 2019 (Q8BERT) §3.1.
+    Inputs and outputs are float32. A weight's numbers go from -127 to 127. A token's do too if the CPU has VNNI, else
+    from -63 to 63: FBGEMM then adds up two products in 16 bits, which hold 2 * 127 * 127 and cut off what is more.
+    Source: Zafrir 2019 (Q8BERT) §3.1.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -141,6 +155,7 @@ class Int8Linear(nn.Module):
         whole = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
         self.weight = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
+        self.steps = 127 if torch.cpu._is_vnni_supported() else 63
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out], float32"""
@@ -149,18 +164,10 @@ class Int8Linear(nn.Module):
             return x.new_empty(0, len(self.bias))
         largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]: every token is scaled to -1 … 1
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return torch.addcmul(self.bias, product(x / largest, 1 / 127, 128, self.weight), largest)
-
-    def bent(self, x: Tensor, activation: str) -> Tensor:
-        """[T, in] -> [T, out], and the activation of that"""
-        return ACTIVATIONS[activation](self(x))
-
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[T, in], [T, out] -> [T, out], added to `residual`"""
-        return self(x).add_(_as(torch.float32, residual))
+        return torch.addcmul(self.bias, product(x / largest, 1 / self.steps, self.steps + 1, self.weight), largest)
 
 
-_ADDS = (PackedLinear, Int8Linear)  # maps that have `plus` and `bent`
+_ADDS = (PackedLinear, HalfLinear, Int8Linear)  # maps that have `plus` and `bent`
 _FUSED: dict[type, type] = {PostNormBlock: FusedPostNormBlock, PreNormBlock: FusedPreNormBlock}
 
 
@@ -192,11 +199,12 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
     """A copy of a model for inference on this CPU, packed once: `accelerate(bertModel("bert-base-uncased"))`.
 
     It is called as the model is, equals it to the rounding of its dtype, and `acceleration` says what was done. Of a
-    language model in half precision it computes in float32 on the half precision weights, and is both faster and nearer
-    to the model in float32 than the model itself. Otherwise as `prepacked`. It is in eval mode, has no dropout and
-    gives no gradients.
+    language model in half precision, and of any other where the CPU has no products of its dtype, it computes in
+    float32 on the half precision weights, and is both faster and nearer to the model in float32 than the model itself.
+    Otherwise as `prepacked`. It is in eval mode, has no dropout and gives no gradients.
     dtype: of the packed weights; None: as they are; torch.int8: a quarter of float32's bytes, rounded to 255 steps for
-    each row of a weight and each token, everything else in float32. Best where few tokens read all the weights.
+    each row of a weight and each token, everything else in float32; for a token 127 steps where the CPU has no VNNI.
+    Best where few tokens read all the weights.
     On a GPU nothing is packed: an encoder in half precision runs its blocks, and a language model the steps of its
     generation, as CUDA graphs.
     Raises InputError for what is no model of this library, is elsewhere, or a dtype that cannot be packed here.
@@ -214,7 +222,7 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*deprecated")  # torch has no other way yet to FBGEMM's layout
             fast = _in_float32(_twin(model, Int8Linear))
-    elif generates and _fbgemm_packs(model):
+    elif (generates or not _onednn_packs(table)) and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
     else:
         fast = prepacked(model, _TOKENS)
@@ -333,10 +341,10 @@ def _check_int8(model: nn.Module, dtype: torch.dtype) -> None:
             "accelerate: dtype = torch.int8: parts with hooks or of other classes go on as they are, the rest would be "
             f"float32: expected a model in float32, got one in {_table(model).dtype}"
         )
-    if not (torch.cpu._is_vnni_supported() and torch.backends.quantized.engine in _FBGEMM):
+    if torch.backends.quantized.engine not in _FBGEMM:
         raise InputError(
-            "accelerate: dtype = torch.int8: expected a CPU with AVX512 VNNI and torch.backends.quantized.engine to be "
-            f"{' or '.join(_FBGEMM)}; the engine is {torch.backends.quantized.engine}"
+            f"accelerate: dtype = torch.int8: expected torch.backends.quantized.engine to be {' or '.join(_FBGEMM)}, "
+            f"which this CPU may not have; it is {torch.backends.quantized.engine}"
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from reference import randomise
 
 import hubmodels
+from hubmodels import prepack
 from hubmodels.bench import measure, report, systems
 from hubmodels.bench import run as runner
 from hubmodels.bench.measure import Found, Timing, checked, likeness_of_states, likeness_of_words, time_in_turn
@@ -33,7 +34,8 @@ KINDS = {
     "gpt": (gpts.Gpt, gpts.GptConfig),
     "gpt2": (gpt2s.Gpt2, gpt2s.Gpt2Config),
 }
-INT8 = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no products of 8 bits")
+FBGEMM = torch.backends.quantized.engine in ("x86", "fbgemm")
+INT8 = pytest.mark.skipif(not FBGEMM, reason="torch has no FBGEMM for this CPU")
 PACKS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 DTYPES = ["float32", "bfloat16", pytest.param("int8", marks=INT8)]
 OURS = {"float32": ["hubmodels", "accelerated"], "bfloat16": ["hubmodels", "accelerated"], "int8": ["accelerated"]}
@@ -563,7 +565,7 @@ def test_int8_is_beside_transformers_in_float32(directories, kind, cell):
 
 
 def test_where_int8_cannot_be_had_the_others_are_measured(monkeypatch, directories):
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(prepack, "_FBGEMM", ())
     found = bench(plan_of(directories["bert"], dtypes=("int8", "float32")))
     assert {t.system for t in found.timings if t.dtype == "float32" and t.seconds} >= {"hubmodels", "accelerated"}
     assert not any(t.seconds for t in found.timings if t.dtype == "int8")
@@ -643,7 +645,7 @@ def judges(monkeypatch) -> list[tuple[torch.nn.Module, dict[str, torch.Tensor]]]
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_the_judge_stays_as_it_was(judges, directories, kind):
-    dtypes = ("bfloat16", "int8", "float32") if torch.cpu._is_vnni_supported() else ("bfloat16", "float32")
+    dtypes = ("bfloat16", "int8", "float32") if FBGEMM else ("bfloat16", "float32")
     cells = {"bert": ("1x16", "ragged"), "gpt2": ("decode-1",)}[kind]
     bench(plan_of(directories[kind], dtypes=dtypes, cells=cells))
     [(judge, before)] = judges

@@ -193,6 +193,8 @@ def test_packed_or_not_the_same_words_come_out(monkeypatch, name):
 # Packed once, to keep
 
 HALF = [torch.bfloat16, torch.float16]
+FBGEMM = torch.backends.quantized.engine in ("x86", "fbgemm")
+WHOLE = pytest.mark.skipif(not FBGEMM, reason="torch has no FBGEMM for this CPU")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -301,6 +303,7 @@ def tensors_in(output) -> list[torch.Tensor]:
 def test_an_accelerated_encoder_equals_the_plain_one(name, padded, dtype, allowed):
     model = getattr(hubmodels, name)("bert-nano", dtype=dtype, **ENCODERS[name])
     fast, inputs = accelerate(model), encoder_inputs(name)
+    own = torch.float32 if "computed in float32" in fast.acceleration else dtype  # where the CPU has no other products
     if not padded:
         del inputs["attention_mask"]
     with torch.inference_mode():
@@ -308,7 +311,7 @@ def test_an_accelerated_encoder_equals_the_plain_one(name, padded, dtype, allowe
             found, expected = (tensors_in(each(**inputs, **options)) for each in (fast, model))
             assert len(found) == len(expected)
             for a, b in zip(found, expected, strict=True):
-                assert (a.dtype, a.shape) == (b.dtype, b.shape)
+                assert (a.dtype, b.dtype, a.shape) == (own, dtype, b.shape)
                 assert distance(a, b) <= allowed * max(1.0, float(b.abs().max()))
     packs = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on a CPU without AVX512
     assert sum(isinstance(part, prepack.FusedPostNormBlock) for part in fast.modules()) == (4 if packs else 0)
@@ -339,6 +342,29 @@ def test_every_activation_is_computed_with_the_product(activation):
     with torch.inference_mode():
         found, expected = (each(**encoder_inputs("")).last_hidden_state for each in (accelerate(model), model))
     assert distance(found, expected) <= 1e-5
+
+
+@WHOLE
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_in_a_dtype_without_products_here_is_computed_in_float32(name, dtype, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = getattr(hubmodels, name)("bert-nano", dtype=dtype, **ENCODERS[name])
+    fast, inputs = accelerate(model), encoder_inputs(name)
+    with torch.inference_mode():
+        found, exact = tensors_in(fast(**inputs)), tensors_in(model.float()(**inputs))
+    assert all(tensor.dtype == torch.float32 for tensor in found)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert distance(ours, theirs) <= 1e-4 * max(1.0, float(theirs.abs().max()))
+    assert fast.acceleration.endswith(f"packed by FBGEMM from {str(dtype)[6:]}, computed in float32")
+
+
+@WHOLE
+def test_half_precision_without_a_token():
+    model = hubmodels.bertModel("bert-nano", dtype=torch.float16)
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with torch.inference_mode():
+        assert not accelerate(model)(ids, torch.zeros_like(ids)).last_hidden_state.any()
 
 
 def test_what_was_done_is_said():
@@ -401,12 +427,9 @@ def test_what_is_no_model_of_ours_is_refused():
 # Whole numbers of 8 bits
 
 
-WHOLE = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no fast products of 8 bits")
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
+def rounded(x: torch.Tensor, steps: int = 127) -> torch.Tensor:
     """[..., N] as it is when each row is held in steps of a 127th of its largest number"""
-    step = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    step = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / steps
     return (x / step).round() * step
 
 
@@ -422,7 +445,7 @@ def test_a_map_of_whole_numbers_is_the_product_of_what_was_rounded(rows, bias):
     x = torch.randn(rows, 40, generator=draw) * torch.logspace(-2, 2, rows)[:, None]
     x[0] = 0 if rows > 1 else x[0]
     packed = Int8Linear(weight, offset)
-    expected = rounded(x).double() @ rounded(weight).double().T + (0 if offset is None else offset)
+    expected = rounded(x, packed.steps).double() @ rounded(weight).double().T + (0 if offset is None else offset)
     size = x.norm(dim=1, keepdim=True) * weight.norm(dim=1) + (1e-6 if offset is None else offset.abs())
     assert float(((packed(x) - expected).abs() / size).max()) <= 1e-3  # a tie may be rounded the other way
     residual = torch.randn(rows, 48, generator=draw)
@@ -430,6 +453,23 @@ def test_a_map_of_whole_numbers_is_the_product_of_what_was_rounded(rows, bias):
     assert torch.equal(packed.bent(x, "gelu"), torch.nn.functional.gelu(packed(x)))
     together = torch.cat([x, 1000 * torch.randn(3, 40, generator=draw)])
     assert distance(packed(together)[:rows] / size, packed(x) / size) <= 1e-6
+
+
+@WHOLE
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # `accelerate` silences it
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_numbers_that_there_are_do_not_overflow(sign):
+    """Without VNNI two products are added up in 16 bits: of 8 bits each, 768 times 1 would come out as 6."""
+    packed = Int8Linear(torch.ones(32, 768), None)
+    assert distance(packed(torch.full((4, 768), float(sign))), torch.full((4, 32), 768.0 * sign)) <= 1e-3
+
+
+@WHOLE
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # `accelerate` silences it
+@pytest.mark.parametrize(("vnni", "steps"), [(True, 127), (False, 63)])
+def test_a_token_has_as_many_steps_as_the_cpu_adds_up(vnni, steps, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    assert Int8Linear(torch.ones(5, 4), None).steps == steps
 
 
 @WHOLE
@@ -477,10 +517,10 @@ def test_other_dtypes_than_int8_are_refused(monkeypatch):
     with pytest.raises(InputError) as error:
         accelerate(model, torch.float16)
     assert str(error.value) == "accelerate: dtype = torch.float16: expected None, the model's own, or torch.int8"
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
     with pytest.raises(InputError) as error:
         accelerate(model, torch.int8)
     assert str(error.value) == (
-        "accelerate: dtype = torch.int8: expected a CPU with AVX512 VNNI and torch.backends.quantized.engine to be "
-        f"x86 or fbgemm; the engine is {torch.backends.quantized.engine}"
+        "accelerate: dtype = torch.int8: expected torch.backends.quantized.engine to be x86 or fbgemm, "
+        "which this CPU may not have; it is qnnpack"
     )
