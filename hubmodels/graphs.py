@@ -9,6 +9,7 @@ Shape letters: see `layers.py`.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +19,25 @@ from .cache import Cache, LayerCache, Seen
 from .layers import has_hooks
 from .packing import Packing
 
-Record = Callable[[Callable[[], None]], Callable[[], None]]  # what is to be run -> what runs it again, at once
 _MOST = 16  # graphs of an encoder; the one that was not used for the longest time goes
 
 
-def record_on_cuda(run: Callable[[], None]) -> Callable[[], None]:
+class Pool:
+    """Memory that graphs share, each for what lies between its first tensor and its last; made when one asks for it.
+
+    They are to run one after the other. What a graph is given and what it leaves were made before it was recorded, and
+    lie elsewhere, so it does not matter which runs next.
+    """
+
+    @cached_property
+    def handle(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+
+Record = Callable[[Callable[[], None], Pool], Callable[[], None]]  # what is to be run -> what runs it again, at once
+
+
+def record_on_cuda(run: Callable[[], None], pool: Pool) -> Callable[[], None]:
     """Run it a few times on a stream of its own, as torch asks, then capture it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -31,7 +46,7 @@ def record_on_cuda(run: Callable[[], None]) -> Callable[[], None]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool.handle):
         run()
     return graph.replay
 
@@ -56,6 +71,7 @@ class GraphedBlocks:
         self.blocks, self.record = blocks, record
         self.graphs: OrderedDict[tuple[int, ...], _Recorded] = OrderedDict()
         self._at: tuple[int, ...] = ()  # the weights' addresses: graphs are theirs
+        self._pool = Pool()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -77,7 +93,7 @@ class GraphedBlocks:
         at = tuple(parameter.data_ptr() for parameter in self.blocks.parameters())
         if at != self._at:
             self.graphs.clear()
-            self._at = at
+            self._at, self._pool = at, Pool()
         offsets, longest = packing.offsets, packing.longest
         if offsets is None:
             longest = packing.length
@@ -107,7 +123,7 @@ class GraphedBlocks:
                 y = block(y, packing)
             out.copy_(y)
 
-        return _Recorded(x, offsets, out, self.record(run))
+        return _Recorded(x, offsets, out, self.record(run, self._pool))
 
 
 class _StaticLayerCache(LayerCache):
@@ -157,7 +173,7 @@ class GraphedStep:
             encoded = model.transformer.encode(self.tokens, position_ids=self.positions, cache=self.static)
             self.scores.copy_(model.word_scores(encoded.states))
 
-        self.replay = record(run)
+        self.replay = record(run, Pool())
 
     def __call__(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """Tokens [B] and their positions [B, 1], None: the column -> float32 [B, V], overwritten by the next call"""

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +24,11 @@ class Recorder:
 
     def __init__(self):
         self.recorded = self.replayed = 0
+        self.pools = []
 
-    def __call__(self, run):
+    def __call__(self, run, pool):
         self.recorded += 1
+        self.pools.append(pool)
         run()
         run()
 
@@ -128,6 +132,48 @@ def test_graphs_end_with_the_weights_they_were_of():
             parameter.data = parameter.data.clone() * 1.5  # as `to` does it
         assert distance(fast(**inputs).last_hidden_state, model(**inputs).last_hidden_state) <= EXACT
     assert recorder.recorded == 2
+    assert recorder.pools[0] is not recorder.pools[1]  # the first ones' memory goes with them
+
+
+def test_an_encoders_graphs_share_their_memory_and_no_one_elses():
+    recorder = Recorder()
+    for _ in range(2):
+        _, fast = graphed_encoder(recorder)
+        with torch.inference_mode():
+            for rows in (1, 4):
+                fast(torch.full((rows, S), 7))
+    first, second, other, last = recorder.pools
+    assert first is second
+    assert other is last
+    assert first is not other
+
+
+def test_what_is_recorded_on_a_gpu_is_told_which_memory_to_take(monkeypatch):
+    """torch.cuda, in its own words: three runs on a stream of their own, then the capture."""
+    told, handles = [], iter(["a handle", "another"])
+
+    @contextmanager
+    def graph(recorded, pool):
+        told.append(("capture", pool))
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    for name, fake in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda _: nullcontext(),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: told.append("replay")),
+        "graph": graph,
+        "graph_pool_handle": lambda: next(handles),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    pool, other = graphs.Pool(), graphs.Pool()
+    replays = [graphs.record_on_cuda(lambda: told.append("run"), each) for each in (pool, pool, other)]
+    replays[0]()
+    captures = [("capture", handle) for handle in ("a handle", "a handle", "another")]
+    assert [each for each in told if each not in ("run", "replay")] == captures
+    assert told[:5] == ["run", "run", "run", captures[0], "run"]
+    assert told[-1] == "replay"
 
 
 def test_a_copy_records_graphs_of_its_own():
