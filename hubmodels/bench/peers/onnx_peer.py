@@ -68,7 +68,8 @@ def _onnx_session(file: Path, dtype: str, kind: str, config: Any) -> Any:
             whole, ready = ready, file.with_name("int8.onnx")
             floats = {"DefaultTensorType": need("onnx").TensorProto.FLOAT}  # it does not know onnxruntime's operators
             quantization = need("onnxruntime.quantization")
-            quantization.quantize_dynamic(whole, ready, per_channel=True, extra_options=floats)
+            less = not torch.cpu._is_vnni_supported()  # as its documentation advises: products of 8 bits overflow
+            quantization.quantize_dynamic(whole, ready, per_channel=True, reduce_range=less, extra_options=floats)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.inter_op_num_threads = 1
