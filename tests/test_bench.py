@@ -19,7 +19,7 @@ from hubmodels.bench.measure import Found, Timing, checked, likeness_of_states, 
 from hubmodels.bench.peers import DECODERS, ENCODERS, PeerError
 from hubmodels.bench.run import Plan, bench
 from hubmodels.bench.systems import FLOOR, peer_runs, products_alone, sorted_buckets
-from hubmodels.bench.workloads import CELLS, Cell, cells_of, curves, ragged_lengths
+from hubmodels.bench.workloads import AXES, CELLS, Cell, cells_of, curves, ragged_lengths
 from hubmodels.cli import main
 from hubmodels.errors import HubModelsError, InputError
 from hubmodels.families import bert as berts
@@ -473,6 +473,7 @@ def test_the_machine_is_told():
         ({"dtypes": ("float32", "float16")}, "dtype float16: expected some of float32, bfloat16, int8"),
         ({"cells": ("1x17", "ragged", "")}, f"cell 1x17, : expected some of {', '.join(CELLS)}"),
         ({"peers": ("transformer",)}, f"peer transformer: expected some of {', '.join(systems.PEERS)}"),
+        ({"curves": ("width",)}, "curve width: expected some of length, batch, padding"),
         ({"rounds": 0}, "rounds = 0: expected at least 1"),
         ({"rounds": -1}, "rounds = -1: expected at least 1"),
     ],
@@ -686,12 +687,87 @@ def test_what_a_plan_raises_leaves_no_files(monkeypatch, tmp_path, directories):
 
 
 def test_curves_are_measured_if_asked_for(directories):
-    found = bench(plan_of(directories["bert"], directories["gpt2"], cells=(), curves=True))
+    found = bench(plan_of(directories["bert"], directories["gpt2"], cells=(), curves=AXES))
     assert found.timings == []
     points = [(axis, x) for axis, x, timing in found.curves if timing.system == "hubmodels"]
     assert points == [(axis, x) for axis, each in curves(WORDS, POSITIONS).items() for x, _ in each]
     assert {timing.model for _, _, timing in found.curves} == {directories["bert"]}
     assert all(timing.error is None for _, _, timing in found.curves)
+    alone = bench(plan_of(directories["bert"], cells=(), curves=("batch",)))
+    assert {axis for axis, _, _ in alone.curves} == {"batch"}
+
+
+# On a GPU: by a CPU under another name
+
+
+@pytest.fixture
+def elsewhere(monkeypatch) -> str:
+    monkeypatch.setattr(runner, "DEVICES", ("cpu", "cpu:0"))
+    monkeypatch.setattr(measure, "matrix_peak", lambda device, dtype: 1e15)
+    return "cpu:0"
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_on_another_device_torchs_peers_are_there_and_the_others_say_why_not(elsewhere, directories, kind):
+    builders = {"bert": ENCODERS, "gpt2": DECODERS}[kind]
+    peers = [name for name in builders if name != "transformers compiled"]
+    plan = plan_of(directories[kind], cells=("1x16", "decode-1"), peers=peers, device=elsewhere)
+    timings = by_system(bench(plan).timings)
+    for name in peers:
+        if name in ("onnxruntime", "openvino", "ctranslate2"):
+            assert timings[name].error == f"{name}: it is set up for a CPU here, not for cpu:0"
+            assert timings[name].share is None
+        else:
+            assert timings[name].error is None
+            assert len(timings[name].seconds) == 1
+
+
+def test_encoders_tell_their_share_of_the_matrix_peak(elsewhere, directories, bert):
+    cell = cells_of(("ragged",), WORDS, POSITIONS, decodes=False)[0]
+    found = by_system(bench(plan_of(directories["bert"], cells=("ragged",), device=elsewhere)).timings)
+    timing = found["hubmodels"]
+    assert timing.share == pytest.approx(measure.flops(bert, cell) / timing.seconds[0] / 1e15)
+    assert all(t.share is None for t in bench(plan_of(directories["gpt2"], cells=("decode-1",))).timings)
+    assert all(t.share is None for t in bench(plan_of(directories["bert"])).timings)
+
+
+def test_flops_are_those_of_the_real_tokens(bert):
+    maps = LAYERS * (4 * D * D + 2 * D * 48)
+    assert measure.flops(bert, cell_of(5, 3)) == 2 * maps * 8 + 4 * LAYERS * D * (25 + 9)
+
+
+def test_the_matrix_peak_is_that_of_the_best_size(monkeypatch):
+    seconds = iter([(2.0, 1.0), (0.5, 0.5)])
+    monkeypatch.setattr(measure, "time_in_turn", lambda *_: {"": next(seconds)})
+    assert measure.matrix_peak("cpu", torch.float32, (10, 20)) == 2 * 20**3 / 0.5
+
+
+def test_a_gpu_is_waited_for_before_and_after(monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append(device))
+    time_in_turn({"a": lambda: order.append("run")}, 1, warm=True, device="cuda")
+    assert order == ["run", "cuda", "run", "cuda"]
+    order.clear()
+    time_in_turn({"a": lambda: None}, 1)
+    assert order == []
+
+
+def test_a_gpu_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the first of {device}")
+    monkeypatch.setattr(measure, "_read_bandwidth", lambda device: 3e12 if device == "cuda" else 0.0)
+    found = measure.machine("cuda")
+    assert (found["GPU"], found["read GB/s"]) == ("the first of cuda", 3000)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, message in {
+        "cuda": "device cuda: torch sees no GPU here",
+        "mps": "device mps: expected one of cpu, cuda",
+    }.items():
+        with pytest.raises(InputError) as error:
+            bench(plan_of("no such model", device=device))
+        assert str(error.value) == message
 
 
 # What is told of it
@@ -730,6 +806,11 @@ def test_the_table():
     )
 
 
+def test_a_share_of_the_peak_stands_behind_a_figure():
+    table = report.to_markdown([replace(BASE, share=0.314), replace(FAST, share=0.628)])
+    assert table.splitlines()[-2:] == ["| transformers | 5 ms, 31% |", "| accelerated | 2.50 (2.00-3.00), 63% |"]
+
+
 def test_a_reason_stays_on_its_line():
     table = report.to_markdown([BASE, replace(GONE, error="ImportError: no\n\n# libfoo\n| gone")])
     assert table.splitlines()[-1].startswith("- openvino: ImportError: no")
@@ -742,7 +823,7 @@ def test_all_of_it_is_in_the_json():
     assert told["settings"]["rounds"] == 5
     assert [each["seconds"] for each in told["timings"]] == [list(t.seconds) for t in TIMINGS]
     assert [each["ratios"] for each in told["timings"]] == [list(t.ratios) for t in TIMINGS]
-    keys = {"model", "dtype", "cell", "system", "tokens", "seconds", "ratios", "alike", "error"}
+    keys = {"model", "dtype", "cell", "system", "tokens", "seconds", "ratios", "alike", "error", "share"}
     assert all(set(each) == keys for each in told["timings"])
     assert all(set(each) == {*keys, "axis", "value"} for each in told["curves"])
     assert [(each["axis"], each["value"]) for each in told["curves"]] == [
@@ -782,7 +863,7 @@ def test_a_picture(tmp_path, found):
 @pytest.fixture
 def command(monkeypatch, run, directories):
     """more arguments -> exit code, standard output, standard error of `hubmodels bench` on the tiny BERT"""
-    monkeypatch.setattr(measure, "_read_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(measure, "_read_bandwidth", lambda device: 1e9)
     fixed = ("bench", "--models", directories["bert"], "--dtypes", "float32", "--cells", "1x16", "--peers")
     return lambda *more: run(*fixed, "--rounds", 1, *more)
 
@@ -803,7 +884,7 @@ def test_bench_as_json_is_all_there_is_on_standard_output(command, directories):
     told = json.loads(out)
     assert told["settings"] == {
         **{"models": [directories["bert"]], "dtypes": ["float32"], "cells": ["1x16"], "peers": []},
-        **{"rounds": 1, "curves": False, "command": "hubmodels bench"},
+        **{"rounds": 1, "curves": [], "device": "cpu", "command": "hubmodels bench"},
     }
     assert told["machine"]["read GB/s"] == 1.0
     assert [each["system"] for each in told["timings"]] == ["hubmodels", "accelerated", FLOOR]

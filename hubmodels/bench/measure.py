@@ -3,8 +3,9 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ class Timing:
     """One contestant in one cell. seconds: of each round. ratios: the base's seconds over its own, round by round.
 
     alike: to the model in float32, see `ALIKE`; None: not compared. error: why it was not timed.
+    share: of the device's matrix peak, what the real tokens' products take of it; None: not known.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Timing:
     ratios: tuple[float, ...] = ()
     alike: float | None = None
     error: str | None = None
+    share: float | None = None
 
     @property
     def speed(self) -> float:
@@ -51,11 +54,12 @@ class Found(NamedTuple):
 
 
 def time_in_turn(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = False
+    runs: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = False, device: str = "cpu"
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of each, round by round, when the threads of the one before have gone to rest.
 
     warm: run each once more just before, so that its own threads and weights are awake: what is short needs it.
+    device: what all of them wait for, before and after.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
@@ -63,10 +67,18 @@ def time_in_turn(
             time.sleep(_REST)
             if warm:
                 run()
+            _wait(device)
             begun = time.perf_counter()
             run()
+            _wait(device)
             seconds[name].append(time.perf_counter() - begun)
     return {name: tuple(each) for name, each in seconds.items()}
+
+
+def _wait(device: str) -> None:
+    """Until a GPU has done what it was given; a CPU has when the call returns"""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def likeness_of_states(states: Tensor, right: Tensor, mask: Tensor) -> float:
@@ -103,15 +115,35 @@ def checked(runs: Mapping[str, Run], cell: Cell, judge: Any) -> tuple[dict[str, 
     return alike, errors
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on: the CPU, threads, versions, and how fast torch reads here at best."""
+def flops(encoder: Any, cell: Cell) -> float:
+    """Of the products of an encoder's blocks on the cell's real tokens: 2 for each number of a matrix and each token,
+    and 4 * D for each pair of tokens in a row and each block.
+    """
+    maps = sum(part.weight.numel() for part in encoder.layers.modules() if isinstance(part, torch.nn.Linear))
+    pairs = float(cell.attention_mask.sum(1).double().square().sum())
+    return 2.0 * maps * cell.tokens + 4.0 * len(encoder.layers) * encoder.config.hidden_size * pairs
+
+
+def matrix_peak(device: str, dtype: torch.dtype, sizes: Sequence[int] = (2048, 4096, 8192)) -> float:
+    """Floating point operations a second of torch's best product of two square matrices on the device"""
+    peaks = []
+    for size in sizes:
+        square = torch.rand(size, size, dtype=dtype, device=device)
+        peaks.append(2 * size**3 / min(time_in_turn({"": partial(torch.mm, square, square)}, 7, True, device)[""]))
+    return max(peaks)
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the figures depend on: the CPU or GPU, threads, versions, and how fast torch reads there at best."""
+    is_gpu = torch.device(device).type == "cuda"
     return {
         "processor": _processor(),
+        **({"GPU": torch.cuda.get_device_name(device), "CUDA": torch.version.cuda} if is_gpu else {}),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "read GB/s": round(_read_bandwidth() / 1e9, 1),
+        "read GB/s": round(_read_bandwidth(device) / 1e9, 1),
     }
 
 
@@ -123,7 +155,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _read_bandwidth() -> float:
+def _read_bandwidth(device: str) -> float:
     """Bytes a second at which torch sums up 256 MB"""
-    numbers = torch.ones(2**26)
-    return numbers.nbytes / median(time_in_turn({"": numbers.sum}, 7)[""])
+    numbers = torch.ones(2**26, device=device)
+    return numbers.nbytes / median(time_in_turn({"": numbers.sum}, 7, device=device)[""])

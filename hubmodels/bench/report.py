@@ -38,15 +38,15 @@ def to_markdown(timings: Sequence[Timing]) -> str:
 
 
 def _shown(timing: Timing | None) -> str:
-    """The base's milliseconds, the others' ratios"""
+    """The base's milliseconds, the others' ratios; of a GPU the share of its matrix peak"""
     if timing is None:
         return ""
     if not timing.seconds:
         return "-"
-    ratios = timing.ratios
+    ratios, share = timing.ratios, "" if timing.share is None else f", {timing.share:.0%}"
     if not ratios or set(ratios) == {1.0}:
-        return f"{1000 * median(timing.seconds):.0f} ms"
-    return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        return f"{1000 * median(timing.seconds):.0f} ms{share}"
+    return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}){share}"
 
 
 def draw(found: Found, path: Path) -> None:

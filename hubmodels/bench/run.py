@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -13,23 +14,26 @@ from .. import export
 from ..catalog import manifest
 from ..errors import InputError
 from ..hub.families import ENTRY_POINTS, family_of
+from . import measure
 from .measure import ALIKE, Found, Timing, checked, time_in_turn
 from .systems import BASE, FLOOR, PEERS, our_runs, peer_runs, products_alone, sorted_buckets
-from .workloads import CELLS, Cell, cells_of, curves
+from .workloads import AXES, CELLS, Cell, cells_of, curves
 
 DTYPES = tuple(ALIKE)
+DEVICES = ("cpu", "cuda")
 _SHORT = 1024  # tokens
 
 
 class Plan(NamedTuple):
-    """What to measure. models: names, of which random weights of that shape are made, or paths."""
+    """What to measure. models: names, of which random weights of that shape are made, or paths. device: cpu or cuda."""
 
     models: Sequence[str] = ("bert-base-uncased", "gpt2")
     dtypes: Sequence[str] = DTYPES
     cells: Sequence[str] = CELLS
     peers: Sequence[str] = PEERS
     rounds: int = 5
-    curves: bool = False
+    curves: Sequence[str] = ()  # the axes
+    device: str = "cpu"
 
 
 @torch.inference_mode()
@@ -42,11 +46,13 @@ def bench(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> Found:
         ("dtype", plan.dtypes, DTYPES),
         ("cell", plan.cells, CELLS),
         ("peer", plan.peers, PEERS),
+        ("curve", plan.curves, AXES),
     ):
         if unknown := [name for name in names if name not in known]:
             raise InputError(f"{what} {', '.join(unknown)}: expected some of {', '.join(known)}")
     if plan.rounds < 1:
         raise InputError(f"rounds = {plan.rounds}: expected at least 1")
+    _check_device(plan.device)
     entries = {name: _entry_of(name) for name in plan.models}
     found = Found([], [])
     for name, entry in entries.items():
@@ -55,6 +61,7 @@ def bench(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> Found:
             judge = entry(name, pretrained=name not in manifest(), dtype=torch.float32)
         with tempfile.TemporaryDirectory() as directory:
             export(judge, directory)
+            judge.to(plan.device)
             for dtype in plan.dtypes:
                 try:
                     contest = _Contest(name, dtype, judge, Path(directory), plan, tell)
@@ -64,9 +71,17 @@ def bench(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> Found:
                 words, longest = judge.config.vocab_size, judge.config.max_position_embeddings
                 for cell in cells_of(plan.cells, words, longest, contest.decodes):
                     found.timings.extend(contest.hold(cell))
-                for axis, points in curves(words, longest).items() if plan.curves and not contest.decodes else ():
+                for axis in () if contest.decodes else plan.curves:
+                    points = curves(words, longest)[axis]
                     found.curves.extend((axis, x, timing) for x, cell in points for timing in contest.hold(cell))
     return found
+
+
+def _check_device(device: str) -> None:
+    if device not in DEVICES:
+        raise InputError(f"device {device}: expected one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: torch sees no GPU here")
 
 
 def _entry_of(name: str) -> Callable[..., Any]:
@@ -85,20 +100,24 @@ class _Contest:
     ) -> None:
         self.name, self.dtype, self.judge, self.rounds, self.tell = name, dtype, judge, plan.rounds, tell
         self.decodes = hasattr(judge, "generate")
-        self.runs, self.missing = peer_runs(plan.peers, family_of(name), directory, dtype)
+        self.device = plan.device
+        self.runs, self.missing = peer_runs(plan.peers, family_of(name), directory, dtype, plan.device)
         if dtype == "int8" and BASE in plan.peers:  # which has none of its own
-            theirs, _ = peer_runs([BASE], family_of(name), directory, "float32")
+            theirs, _ = peer_runs([BASE], family_of(name), directory, "float32", plan.device)
             self.runs = {f"{BASE}, float32": run for run in theirs.values()} | self.runs
         self.plain = copy.deepcopy(judge).to(torch.bfloat16) if dtype == "bfloat16" else judge
         ours, self.fast = our_runs(self.plain, dtype, self.decodes)
         self.runs |= ours
+        self.peak: float | None = None  # a decoder's limit, and that of a CPU, are other ones
+        if plan.device != "cpu" and not self.decodes:
+            self.peak = measure.matrix_peak(plan.device, next(self.plain.parameters()).dtype)
         self.base = next((base for base in (BASE, f"{BASE}, float32") if base in self.runs), next(iter(self.runs)))
         for system, why in self.missing.items():
             tell(f"{name}, {dtype}: without {system}: {why}")
 
     def hold(self, cell: Cell) -> list[Timing]:
         """Everybody in one cell: first checked, then timed, those that passed, in turn."""
-        runs = dict(self.runs)
+        cell, runs = cell.to(self.device), dict(self.runs)
         if cell.name == "ragged":
             runs[f"{self.base}, sorted"] = sorted_buckets(runs[self.base])
         alike, errors = checked(runs, cell, self.judge)
@@ -111,7 +130,8 @@ class _Contest:
         }
         if floor := products_alone(self.plain, self.fast, cell, self.decodes):
             timed[FLOOR] = floor
-        seconds = time_in_turn(timed, self.rounds, warm=cell.tokens < _SHORT and not cell.new)
+        warm = cell.tokens < _SHORT and not cell.new
+        seconds = time_in_turn(timed, self.rounds, warm, self.device)
         timings = []
         for system in (*runs, *self.missing, FLOOR):
             error = errors.get(system) or self.missing.get(system)
@@ -119,7 +139,13 @@ class _Contest:
                 own = seconds.get(system, ())
                 ratios = tuple(a / b for a, b in zip(seconds.get(self.base, ()), own, strict=False))
                 known = (self.name, self.dtype, cell.name, system, cell.tokens)
-                timings.append(Timing(*known, own, ratios, alike.get(system), error))
+                timings.append(Timing(*known, own, ratios, alike.get(system), error, self._share(cell, own)))
         shown = ", ".join(f"{t.system} {t.speed:.0f}" for t in timings if t.seconds)
         self.tell(f"{self.name}, {self.dtype}, {cell.name}, tokens/s: {shown}")
         return timings
+
+    def _share(self, cell: Cell, seconds: Sequence[float]) -> float | None:
+        """Of the device's matrix peak"""
+        if self.peak is None or not seconds:
+            return None
+        return measure.flops(self.judge, cell) / median(seconds) / self.peak

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import accelerate
 from ..prepack import PackedLinear
-from .peers import DECODERS, ENCODERS, PeerError
+from .peers import DECODERS, ENCODERS, ON_CPU, PeerError
 from .workloads import Cell
 
 BASE = "transformers"
@@ -29,16 +29,21 @@ def our_runs(model: Any, dtype: str, decodes: bool) -> tuple[dict[str, Run], Any
     return {"hubmodels": run(model), "accelerated": run(fast)}, fast
 
 
-def peer_runs(names: Sequence[str], family: str, directory: Path, dtype: str) -> tuple[dict[str, Run], dict[str, str]]:
+def peer_runs(
+    names: Sequence[str], family: str, directory: Path, dtype: str, device: str = "cpu"
+) -> tuple[dict[str, Run], dict[str, str]]:
     """Those of `names` that can be had of a family's checkpoint, and why the others cannot."""
     runs: dict[str, Run] = {}
     missing: dict[str, str] = {}
+    elsewhere = () if device == "cpu" else (device,)
     for name in names:
         try:
-            if family == "gpt2" and name in DECODERS:
-                runs[name] = _of_decoder(DECODERS[name](directory, dtype))
+            if elsewhere and name in ON_CPU:
+                missing[name] = f"{name}: it is set up for a CPU here, not for {device}"
+            elif family == "gpt2" and name in DECODERS:
+                runs[name] = _of_decoder(DECODERS[name](directory, dtype, *elsewhere))
             elif family == "bert" and name in ENCODERS:
-                runs[name] = _of_encoder(ENCODERS[name](directory, dtype))
+                runs[name] = _of_encoder(ENCODERS[name](directory, dtype, *elsewhere))
         except PeerError as error:
             missing[name] = str(error)
         except Exception as error:  # another library's, whatever it is: the others go on

@@ -10,6 +10,7 @@ UNIFORM = {"1x16": (1, 16), "1x128": (1, 128), "1x512": (1, 512), "32x128": (32,
 PROMPTS = {"decode-1": 1, "decode-8": 8}
 PROMPT, NEW = 32, 128  # tokens of each prompt, and tokens that are added to it
 CELLS = (*UNIFORM, "ragged", *PROMPTS)
+AXES = ("length", "batch", "padding")  # what curves vary
 
 
 class Cell(NamedTuple):
@@ -24,6 +25,9 @@ class Cell(NamedTuple):
     def tokens(self) -> int:
         """Those that somebody asked for: no padding, of a decoder those that it adds."""
         return len(self.input_ids) * self.new or int(self.attention_mask.sum())
+
+    def to(self, device: str) -> "Cell":
+        return self._replace(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 
 def cells_of(names: Sequence[str], words: int, longest: int, decodes: bool) -> list[Cell]:

@@ -23,7 +23,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--peers", nargs="*", default=plan.peers, choices=plan.peers, metavar="PEER", help=", ".join(plan.peers))
     add("--rounds", type=int, default=plan.rounds, metavar="N", help=f"of each cell ({plan.rounds})")
     add("--threads", type=int, metavar="N", help="of every contestant (torch's own number)")
-    add("--curves", action="store_true", help="also tokens/s against length, batch and padding")
+    add("--device", default=plan.device, choices=run.DEVICES, help=f"{' or '.join(run.DEVICES)} ({plan.device})")
+    add("--curves", nargs="*", choices=run.AXES, metavar="AXIS", help=f"also tokens/s against {', '.join(run.AXES)}")
     add("--output", type=Path, metavar="DIR", help=f"write {DATA}, {TABLE} and {PLOT} there")
 
 
@@ -32,10 +33,11 @@ def _bench(options: argparse.Namespace) -> None:
         if options.threads < 1:
             raise InputError(f"--threads {options.threads}: expected at least 1")
         torch.set_num_threads(options.threads)
-    plan = run.Plan(options.models, options.dtypes, options.cells, options.peers, options.rounds, options.curves)
+    axes = () if options.curves is None else options.curves or run.AXES
+    plan = run.Plan(options.models, options.dtypes, options.cells, options.peers, options.rounds, axes, options.device)
     found = run.bench(plan, lambda line: print(line, file=sys.stderr, flush=True))
     settings = {**plan._asdict(), "command": "hubmodels bench"}
-    data, table = report.to_json(measure.machine(), settings, found), report.to_markdown(found.timings)
+    data, table = report.to_json(measure.machine(plan.device), settings, found), report.to_markdown(found.timings)
     print(data if options.json else table, end="")
     if options.output is None:
         return

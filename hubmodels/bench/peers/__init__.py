@@ -34,5 +34,6 @@ DECODERS: dict[str, DecoderBuilder] = {
     "openvino": openvino_decoder,
     "ctranslate2": ctranslate2_decoder,
 }
+ON_CPU = ("onnxruntime", "openvino", "ctranslate2")  # the others' builders also take the device
 
-__all__ = ["DECODERS", "ENCODERS", "PeerError"]
+__all__ = ["DECODERS", "ENCODERS", "ON_CPU", "PeerError"]

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from ...errors import HubModelsError
 
 EncoderRun = Callable[[Tensor, Tensor], Tensor]  # input_ids [B, S], attention_mask [B, S] -> states [B, S, D]
 DecoderRun = Callable[[Tensor, int], Tensor]  # input_ids [B, S], n -> the n greedy tokens [B, n]
-EncoderBuilder = Callable[[Path, str], EncoderRun]
-DecoderBuilder = Callable[[Path, str], DecoderRun]
+EncoderBuilder = Callable[..., EncoderRun]  # Path, dtype and, of those that can, the device
+DecoderBuilder = Callable[..., DecoderRun]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _EXTRAS = {"onnxruntime": "onnxruntime onnx"}  # what to install where that is not the package's own name alone
 

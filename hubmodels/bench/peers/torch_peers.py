@@ -11,7 +11,9 @@ from .common import DTYPES, DecoderRun, EncoderRun, check_dtype, need, quiet
 from .plain import Embeddings
 
 
-def from_transformers(cls: str, directory: Path, dtype: str = "float32", attention: str = "sdpa") -> Any:
+def from_transformers(
+    cls: str, directory: Path, dtype: str = "float32", attention: str = "sdpa", device: str = "cpu"
+) -> Any:
     """A model of transformers in eval mode."""
     reason = "int8 is not in transformers itself on a CPU"
     check_dtype("transformers", dtype, ("float32", "bfloat16"), reason)
@@ -26,26 +28,26 @@ def from_transformers(cls: str, directory: Path, dtype: str = "float32", attenti
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to(device)
 
 
-def bert_of_transformers(directory: Path, dtype: str = "float32", attention: str = "sdpa") -> Any:
+def bert_of_transformers(directory: Path, dtype: str = "float32", attention: str = "sdpa", device: str = "cpu") -> Any:
     """transformers' BertModel without its pooler, of which nobody asks."""
-    model = from_transformers("BertModel", directory, dtype, attention)
+    model = from_transformers("BertModel", directory, dtype, attention, device)
     model.pooler = None
     return model
 
 
-def transformers_encoder(directory: Path, dtype: str) -> EncoderRun:
-    return _run_bert(bert_of_transformers(directory, dtype))
+def transformers_encoder(directory: Path, dtype: str, device: str = "cpu") -> EncoderRun:
+    return _run_bert(bert_of_transformers(directory, dtype, device=device))
 
 
-def transformers_eager(directory: Path, dtype: str) -> EncoderRun:
-    return _run_bert(bert_of_transformers(directory, dtype, "eager"))
+def transformers_eager(directory: Path, dtype: str, device: str = "cpu") -> EncoderRun:
+    return _run_bert(bert_of_transformers(directory, dtype, "eager", device))
 
 
-def transformers_compiled(directory: Path, dtype: str) -> EncoderRun:
-    return _run_bert(torch.compile(bert_of_transformers(directory, dtype)))
+def transformers_compiled(directory: Path, dtype: str, device: str = "cpu") -> EncoderRun:
+    return _run_bert(torch.compile(bert_of_transformers(directory, dtype, device=device)))
 
 
 def _run_bert(model: Any) -> EncoderRun:
@@ -58,11 +60,11 @@ def _run_bert(model: Any) -> EncoderRun:
     return run
 
 
-def transformer_encoder(directory: Path, dtype: str) -> EncoderRun:
+def transformer_encoder(directory: Path, dtype: str, device: str = "cpu") -> EncoderRun:
     """torch.nn.TransformerEncoder: its fast path, on nested tensors where there is padding."""
     check_dtype("transformer encoder", dtype, ("float32", "bfloat16"), "torch.nn.TransformerEncoder has no int8")
     bert = bert_of_transformers(directory)
-    embeddings, model = Embeddings(bert).to(DTYPES[dtype]), _torch_encoder(bert).to(DTYPES[dtype])
+    embeddings, model = (part.to(device, DTYPES[dtype]) for part in (Embeddings(bert), _torch_encoder(bert)))
 
     @torch.inference_mode()
     def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -109,9 +111,9 @@ def _torch_names(layer: Any) -> dict[str, Tensor]:
     return state
 
 
-def transformers_decoder(directory: Path, dtype: str, **cache: Any) -> DecoderRun:
+def transformers_decoder(directory: Path, dtype: str, device: str = "cpu", **cache: Any) -> DecoderRun:
     """`generate`, greedy; cache: which one, as it takes it."""
-    model = from_transformers("GPT2LMHeadModel", directory, dtype)
+    model = from_transformers("GPT2LMHeadModel", directory, dtype, device=device)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
 
@@ -124,5 +126,5 @@ def transformers_decoder(directory: Path, dtype: str, **cache: Any) -> DecoderRu
     return run
 
 
-def transformers_static(directory: Path, dtype: str) -> DecoderRun:
-    return transformers_decoder(directory, dtype, cache_implementation="static", disable_compile=True)
+def transformers_static(directory: Path, dtype: str, device: str = "cpu") -> DecoderRun:
+    return transformers_decoder(directory, dtype, device, cache_implementation="static", disable_compile=True)
