@@ -21,6 +21,15 @@ CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def packing(pattern, causal=False):
     mask = mask_of(pattern, B)
     return packing_of(B, S, mask, causal), mask.bool()

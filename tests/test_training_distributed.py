@@ -20,6 +20,7 @@ from training_case import (
     make_batches,
     make_model,
     signals_in,
+    size_of,
     spawn,
     train,
 )
@@ -38,7 +39,7 @@ CASE = Case(
     count=14,
     phases=((12, 0.6), (16, 0.4)),
     dtype=torch.float64,
-    evaluates=True,
+    evaluate=size_of,
 )
 MOST = 1e-9  # between two weights: Adam divides by the size of a gradient, also of a tiny one
 
@@ -137,8 +138,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 def test_two_ranks_are_one(tmp_path, single):
     """Replicated, then sharded; with every optimiser. Muon multiplies in bfloat16, and adds up by shards."""
-    muon = CASE.but(optimiser="muon", evaluates=False, steps=2)
-    google = CASE.but(optimiser="google", evaluates=False, steps=2)
+    muon = CASE.but(optimiser="muon", evaluate=None, steps=2)
+    google = CASE.but(optimiser="google", evaluate=None, steps=2)
     cases = {
         "replicated": CASE,
         "sharded": CASE.but(sharded=True),
@@ -186,7 +187,7 @@ def dropped(case, world):
 
 
 def test_frozen_models_are_shared_too(tmp_path):
-    cases = [CASE.but(directory=tmp_path / name, steps=3, evaluates=False, fault=freeze) for name in "ab"]
+    cases = [CASE.but(directory=tmp_path / name, steps=3, evaluate=None, fault=freeze) for name in "ab"]
     cases[1] = cases[1].but(sharded=True)
     alone, before = train(cases[0].but(directory=tmp_path / "alone")), make_model(CASE).state_dict()
     for found in spawned(2, each, cases)[0]:
@@ -235,7 +236,7 @@ def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, single):
 
 def test_a_run_on_two_ranks_goes_on_bit_equal(tmp_path):
     """With dropout, which differs between ranks; replicated and sharded."""
-    case = CASE.but(dropout=0.2, dtype=torch.float32, steps=5, evaluates=False)
+    case = CASE.but(dropout=0.2, dtype=torch.float32, steps=5, evaluate=None)
     for shard in (False, True):
         parts, whole = (case.but(directory=tmp_path / f"{name} {shard}", sharded=shard) for name in ("parts", "whole"))
         spawned(2, halves, [parts])
@@ -331,3 +332,25 @@ def test_weights_become_those_of_rank_0(tmp_path):
 def spoil(model):
     if os.environ.get("RANK") == "1":
         nn.init.normal_(model.head.dense.weight)
+
+
+# A scheduler that asks a whole group of processes, as torchrun does
+
+
+def leads_a_group(case, world):
+    """A run with a worker that makes batches; SIGTERM comes to all processes of its group."""
+    os.setsid()
+
+    def hook(progress):
+        if progress.step == 2:
+            os.killpg(0, signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as error:
+        train(case.but(hook=hook), world)
+    return str(error.value)
+
+
+def test_workers_leave_it_to_their_rank_to_stop(tmp_path):
+    """A worker that dies of the signal takes the step with it, and the checkpoint."""
+    (told,) = spawned(1, leads_a_group, Case(tmp_path, Settings(steps=40, log_every=1), workers=1))
+    assert "stopped by SIGTERM after step 3" in told

@@ -41,6 +41,11 @@ from hubmodels.training.settings import Settings, Spent
 ALONE = World(0, 1, torch.device("cpu"))
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Matrices this small only wait for a second thread."""
@@ -160,7 +165,7 @@ def test_means_go_on_too(tmp_path):
 
 
 def test_a_run_that_is_over_says_so_again(tmp_path):
-    case = EVERYTHING.but(directory=tmp_path, evaluates=True)
+    case = EVERYTHING.but(directory=tmp_path, evaluate=size_of)
     first, again = train(case), train(case)
     assert again.end == first.end == first.seen[-1]
     assert (again.seen, again.figures) == ([], [])
@@ -457,7 +462,7 @@ def test_checkpoints_by_the_clock(tmp_path, clock):
 
 
 def test_speed_is_told_without_evaluations(tmp_path, clock, monkeypatch):
-    case = Case(tmp_path, Settings(steps=6, log_every=2, evaluate_every=1), evaluates=True)
+    case = Case(tmp_path, Settings(steps=6, log_every=2, evaluate_every=1), evaluate=size_of)
     backward = Engine.backward
 
     def slow(*arguments):
@@ -532,14 +537,14 @@ def test_the_best_outlives_a_stop(tmp_path):
 
 
 def test_an_evaluation_sees_the_average_and_disturbs_nothing(tmp_path):
-    case = EVERYTHING.but(evaluates=True, evaluate_every=2, hook=lambda _: None)
+    case = EVERYTHING.but(evaluate=size_of, evaluate_every=2, hook=lambda _: None)
     weights, model = [], []
 
     def keep(progress):
         weights.append({name: p.detach().clone() for name, p in model[-1].named_parameters()})
 
     looked = train(case.but(directory=tmp_path / "a", fault=model.append, hook=keep))
-    alone = train(case.but(directory=tmp_path / "b", evaluates=False))
+    alone = train(case.but(directory=tmp_path / "b", evaluate=None))
     assert is_same(looked, alone)
     average = {name: p.detach().clone() for name, p in make_model(case).named_parameters()}
     figures = dict(looked.figures)
@@ -624,7 +629,8 @@ def test_fp16_skips_steps_that_overflow_and_goes_on_with_its_scale(tmp_path, lar
     ):
         assert (a + 1 == b) == (before == after)  # either it is counted, or weights have moved
     assert math.isfinite(whole.losses[-1])
-    stopped(case.but(directory=tmp_path / "parts"), 12)
+    for step in (2, 12):  # before any weight has moved, and after
+        stopped(case.but(directory=tmp_path / "parts"), step)
     rest = train(case.but(directory=tmp_path / "parts"))
     assert is_same(rest, whole)
     assert rest.end.skipped == skipped[-1]
@@ -689,22 +695,34 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
 # torch.compile
 
 
-def test_each_block_is_compiled_and_given_back(tmp_path, monkeypatch):
-    calls = []
+def loss_of(model):
+    """An evaluation that runs the model."""
+    (batch,) = next(make_batches(Case(None, most=10**6), 12, ALONE).epoch(0))
+    with torch.inference_mode():
+        return {"loss": float(model(**batch.inputs).loss)}
 
-    def compiled(function, dynamic):
-        calls.append(dynamic)
-        return torch_compile(function, dynamic=dynamic, backend="eager")
+
+def test_each_block_is_compiled_and_given_back(tmp_path, monkeypatch):
+    calls, graphs, model = [], [], []
+
+    def backend(graph, _):
+        graphs.append(model[0].training)
+        return graph.forward
 
     torch_compile = torch.compile
-    monkeypatch.setattr(engines.torch, "compile", compiled)
-    case = Case(None, Settings(steps=2, learning_rate=1e-2, log_every=1))
-    model = []
+    monkeypatch.setattr(
+        engines.torch,
+        "compile",
+        lambda function, dynamic: (calls.append(dynamic), torch_compile(function, dynamic=dynamic, backend=backend))[1],
+    )
+    case = Case(None, Settings(steps=2, learning_rate=1e-2, log_every=1, evaluate_every=1), evaluate=loss_of)
     plain = train(case.but(directory=tmp_path / "plain"))
     fast = train(case.but(directory=tmp_path / "fast", compiled=True, fault=model.append))
     torch._dynamo.reset()
     assert calls == [True] * 2
+    assert set(graphs) == {True}  # of an evaluation none is made
     assert fast.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert fast.figures[1][1]["loss"] == pytest.approx(plain.figures[1][1]["loss"], rel=1e-4)
     assert all("forward" not in vars(block) for block in model[0].modules() if isinstance(block, Block))
 
 

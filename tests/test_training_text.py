@@ -138,7 +138,7 @@ def test_sentences_come_one_by_one(write):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("letters", ["word ", "no-space", "書", "😀", "é "])
-@pytest.mark.parametrize("after", ["", "\n", " \nNext.\n"])
+@pytest.mark.parametrize("after", ["", "\n", " \nNext.\n", f"{' ' * 5000}\nNext.\n"])
 def test_a_long_line_is_cut_and_loses_nothing(write, form, letters, after, monkeypatch):
     monkeypatch.setattr(text, "LONGEST", 1000)
     monkeypatch.setattr(text, "_BUFFER", 256)

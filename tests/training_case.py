@@ -83,7 +83,7 @@ class Case:
     layers: int = 2
     dtype: torch.dtype = torch.float32
     facts: dict[str, Any] = field(default_factory=lambda: {"text": "some"})
-    evaluates: bool = False
+    evaluate: Callable[[Any], dict[str, float]] | None = None
     workers: int = 0
     fault: Callable[[Any], None] = nothing
     hook: Callable[[Progress], None] = nothing
@@ -156,7 +156,7 @@ def train(case: Case, world: World | None = None) -> Outcome:
         case.directory,
         world=world,
         facts=case.facts,
-        evaluate=size_of if case.evaluates else None,
+        evaluate=case.evaluate,
         observe=observe,
         observe_evaluation=lambda step, found: figures.append((step, found)),
     )
@@ -228,7 +228,7 @@ class Ranks:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            process = context.Process(target=_obey, args=(theirs, environment, function, argument), daemon=True)
+            process = context.Process(target=_obey, args=(theirs, environment, function, argument))
             process.start()
             theirs.close()
             self.pipes.append(pipe)
@@ -257,6 +257,7 @@ def spawn(ranks: int, argument: Any, function: Callable[[Any, World], Any] = tra
 def _obey(pipe: Any, environment: dict[str, str], function: Callable[[Any, World], Any], argument: Any) -> None:
     """The child."""
     os.environ.update(environment)
+    os.fsync = lambda descriptor: None  # nobody pulls the plug, and a disk may be busy
     torch.set_num_threads(1)
     try:
         with started("cpu") as world:

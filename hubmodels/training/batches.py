@@ -5,6 +5,7 @@ step as long ones do, and none looks at another. The ranks share a step, each cu
 every rank has as many of those as the others. Shape letters: see `layers.py`.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -101,6 +102,7 @@ class Batches:
                 batch_size=None,  # a step is made whole
                 sampler=range(begin, len(plan)),
                 num_workers=self.workers,
+                worker_init_fn=_leave_signals,
                 generator=torch.Generator(),  # else it draws from the global one
             )
         )
@@ -110,6 +112,12 @@ class Batches:
         if self._plan is None or self._plan.number != epoch:
             self._plan = _Plan(self, epoch)
         return self._plan
+
+
+def _leave_signals(worker: int) -> None:
+    """A process group is told to stop as a whole; a worker that did would take its rank's step and checkpoint with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Plan(Dataset):

@@ -73,14 +73,14 @@ def save(directory: Path, step: int, tensors: Tensors, about: Mapping[str, Any],
             _clear(directory)
             partial.mkdir(parents=True)
         world.barrier()
+        writer = dcp.FileSystemWriter(partial, sync_files=False)
         with _quiet():
-            dcp.save(
-                dict(tensors), storage_writer=dcp.FileSystemWriter(partial, sync_files=False), process_group=world.group
-            )
-        mine = sorted(partial.iterdir())[world.rank :: world.ranks]
-        files = {
-            name: entry for part in world.gather({p.name: _entry(p) for p in mine}) for name, entry in part.items()
-        }
+            written = dcp.save(dict(tensors), storage_writer=writer, process_group=world.group)
+        names = {info.relative_path for info in written.storage_data.values()}
+        mine = sorted(names, key=lambda name: (len(name), name))[world.rank :: world.ranks]  # those that it wrote
+        mine += [".metadata"] if world.is_main else []
+        parts = world.gather({name: _entry(partial / name) for name in mine})
+        files = {name: entry for part in parts for name, entry in part.items()}
         if world.is_main:
             _write(partial / ABOUT, {"step": step, "about": about, "files": files})
             _replace(partial, path)
@@ -111,7 +111,7 @@ def prune(directory: Path, step: int, keep: int, best: int | None) -> None:
     last = [number for number, _ in steps if number <= step][-keep:]
     for number, path in steps:
         if number not in last and number != best:
-            _remove(path)
+            shutil.rmtree(path)  # killed half-way: it is damaged, and older than one that is whole
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def _replace(partial: Path, path: Path) -> None:
     """Give a directory its final name, once it and its names are on the disk."""
     _sync(partial)
     if path.exists():  # a damaged one, which the run went on from before
-        _remove(path)
+        shutil.rmtree(path)
     os.rename(partial, path)
     _sync(path.parent)
 
@@ -190,18 +190,10 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    """In one step out of sight, for whoever is killed in the middle."""
-    gone = path.with_name(f".{path.name}.gone")
-    os.rename(path, gone)
-    shutil.rmtree(gone)
-
-
 def _clear(directory: Path) -> None:
     """What processes that were killed have left."""
-    for pattern in (".step-*.partial", ".step-*.gone"):
-        for path in directory.glob(pattern):
-            shutil.rmtree(path)
+    for path in directory.glob(".step-*.partial"):
+        shutil.rmtree(path)
 
 
 def _cause(error: BaseException) -> BaseException:

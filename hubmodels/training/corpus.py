@@ -32,16 +32,13 @@ from .text import TextOptions, kind_of, read_sentences
 
 VERSION = 1  # of what is in a directory: another one does not read what this one wrote
 ABOUT = "about.json"
-PART = 1 << 20  # characters that are encoded together
+PART = 1 << 18  # characters that are encoded together: much less would keep many cores waiting for each other
 _SENTENCE = 64  # characters that a sentence counts for beside its own: the library keeps much for each
 _AHEAD = 2  # parts that are encoded at once: while one becomes an array, the other has all cores
 
 
 class Corpus:
-    """The tokens of a text, mapped when they are first looked at. It pickles as its directory.
-
-    Source of the layout: see the head of this module. `prepare` makes one, `open` finds one.
-    """
+    """The tokens of a text, mapped when they are first looked at. `prepare` makes one. It pickles as its directory."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -128,8 +125,9 @@ class _Text:
         self.files, self.tokenizer, self.options = [Path(file) for file in files], tokenizer, options
         if not self.files:
             raise InputError("files: expected at least one file of text, got none")
+        self.stamps = [_stamp(file) for file in self.files]
         with ThreadPoolExecutor() as pool:
-            self.stamps, digests = zip(*pool.map(_looked_at, self.files), strict=True)
+            digests = list(pool.map(_digest_of, self.files))
         described = zip(self.files, self.stamps, digests, strict=True)
         facts = {
             "files": [{"name": str(file), "size": size, "sha256": sha256} for file, (size, _), sha256 in described],
@@ -263,26 +261,32 @@ def _ahead(function: Callable[[_Part], _Encoded], parts: Iterable[_Part]) -> Ite
 
 
 def _damage(directory: Path) -> str | None:
-    """Why there is no whole corpus in it"""
+    """What is wrong with the corpus in it; None if it is whole."""
     try:
-        sizes = json.loads((directory / ABOUT).read_text(encoding="utf-8"))["sizes"]
-        found = {name: (directory / name).stat().st_size for name in sizes}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return f"{ABOUT} or what it names cannot be read: {error!r}"
-    wrong = [f"{name} has {found[name]} bytes, not {size}" for name, size in sizes.items() if found[name] != size]
+        sizes = json.loads((directory / ABOUT).read_text(encoding="utf-8"))["sizes"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{ABOUT}: {error!r}"
+    found = {path.name: path.stat().st_size for path in directory.iterdir()}
+    wrong = [f"{name}: {found.get(name, 0)} bytes, not {size}" for name, size in sizes if found.get(name) != size]
     return ", ".join(wrong) or None
 
 
 def _stamp(file: Path) -> tuple[int, int]:
     """Size and time of a file"""
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
+    with _readable(file):
+        found = file.stat()
+        return found.st_size, found.st_mtime_ns
 
 
-def _looked_at(file: Path) -> tuple[tuple[int, int], str]:
-    """(stamp, SHA-256)"""
+def _digest_of(file: Path) -> str:
+    with _readable(file):
+        return sha256_of(file)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
     try:
-        return _stamp(file), sha256_of(file)
+        yield
     except OSError as error:
         raise InputError(f"{file}: expected a file of text that can be read: {error}") from error
 
@@ -306,14 +310,20 @@ def _new(directory: Path) -> Iterator[Path]:
         _sync(place)
         with suppress(FileNotFoundError):
             os.rename(directory, gone)
-        os.rename(place, directory)
+        _rename(place, directory)
         _sync(directory.parent)
-    except OSError:
-        if _damage(directory):  # else another process was sooner, on a file system whose locks hold nobody up
-            raise
     finally:
         for path in (place, gone):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _rename(place: Path, directory: Path) -> None:
+    """Unless another process was sooner: on some file systems locks hold nobody up."""
+    try:
+        os.rename(place, directory)
+    except OSError:
+        if _damage(directory):
+            raise
 
 
 def _sync(directory: Path) -> None:
