@@ -115,7 +115,7 @@ class Batches:
 
 
 def _leave_signals(worker: int) -> None:
-    """A process group is told to stop as a whole; a worker that did would take its rank's step and checkpoint with it."""
+    """A process group is told to stop as a whole: a worker that did would take its rank's step with it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
