@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,16 +34,19 @@ from hubmodels.training.corpus import PART, prepare
 from hubmodels.training.text import FORMS, TextOptions, read_sentences
 
 VOCABULARY = Path(__file__).resolve().parent.parent / "hubmodels" / "weights" / "bert-nano" / "vocab.txt"
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def write_text(source: Path, path: Path, size: int) -> None:
     """`size` bytes of the lines of `source`, over and over, in memory that does not depend on it"""
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(source.suffix, open)
     with open(path, "wb") as file:
-        while file.tell() < size:
-            with OPENERS.get(source.suffix, open)(source, "rb") as lines:
-                for line in itertools.takewhile(lambda line: file.tell() < size, lines):
+        while size > 0:
+            with opener(source, "rb") as lines:
+                for line in lines:
                     file.write(line)
+                    size -= len(line)
+                    if size <= 0:
+                        break
 
 
 def in_parts(sentences: list[str]) -> list[list[str]]:
