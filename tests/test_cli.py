@@ -365,7 +365,8 @@ def test_wrong_usage_exits_with_2(capsys, arguments):
 
 ABOUT_WEIGHTS = ["list", "show", "fetch", "bundle", "unbundle", "verify", "where", "clean", "pin"]
 ABOUT_CHECKPOINTS = ["convert", "average", "interpolate", "add-tokens", "diff"]
-COMMANDS = [*ABOUT_WEIGHTS, *ABOUT_CHECKPOINTS, "fill-mask", "embed", "generate", "score", "perplexity", "bench"]
+TASKS = ["fill-mask", "embed", "generate", "score", "perplexity"]
+COMMANDS = [*ABOUT_WEIGHTS, *ABOUT_CHECKPOINTS, *TASKS, "pretrain", "bench"]
 
 
 def test_help_names_every_command(capsys):
