@@ -179,10 +179,10 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
     return varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window)  # type: ignore[return-value]
 
 
-# On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask.
-# Where many short rows are of few lengths, as lines of text are, they are first put in the order of their lengths: a
-# call costs more than the work of such a row. The loop is one operator to torch.compile, so a graph holds for batches
-# of every shape. Several versions of this package may live in one process: each registers it under a name of its own.
+# On a CPU, one flash call per run of neighbouring rows of one length, each on a view of the packed tokens: no mask, no
+# copy. (Putting rows in the order of their lengths first costs what the fewer calls gain.) The loop is one operator to
+# torch.compile, so a graph holds for batches of every shape. Several versions of this package may live in one process:
+# each registers it under a name of its own.
 _NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
 while hasattr(getattr(torch.ops, _NAMESPACE), "ragged_attention"):  # this file ran before, and its models live on
     _NAMESPACE += "_"
@@ -202,30 +202,6 @@ def _runs(offsets: Tensor) -> list[tuple[int, int, int, int]]:
     return runs
 
 
-def _grouped(offsets: Tensor) -> tuple[list[tuple[int, int, int, int]], Tensor | None]:
-    """The runs of rows in the order of their lengths, and the tokens in that order [T].
-
-    None: in the order in which they are, where the other does not halve the number of runs; to go there is not free.
-    """
-    runs = _runs(offsets)
-    if 2 * len({length for *_, length in runs}) > len(runs):
-        return runs, None
-    lengths, rows = offsets.diff().sort(stable=True)
-    ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    moved = (offsets[:-1][rows] - ends[:-1]).repeat_interleave(lengths)
-    return _runs(ends), moved + torch.arange(len(moved), device=offsets.device)
-
-
-def _there(order: Tensor | None, *packed: Tensor) -> tuple[Tensor, ...]:
-    """[T, ...] each, in that order"""
-    return packed if order is None else tuple(x.index_select(0, order) for x in packed)
-
-
-def _back(order: Tensor | None, packed: Tensor) -> Tensor:
-    """[T, ...] out of that order"""
-    return packed if order is None else torch.empty_like(packed).index_copy_(0, order, packed)
-
-
 def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
     """[T, H, ...] -> view [rows, H, length, ...] of one run"""
     begin, end, rows, length = run
@@ -241,13 +217,11 @@ def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: boo
 def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
     """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
     out, lse = _empty_results(q, k, v, offsets)
-    runs, order = _grouped(offsets)
-    q, k, v = _there(order, q, k, v)
-    for run in runs:
+    for run in _runs(offsets):
         attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)), 0.0, causal)
         _rows(out, run).copy_(attended)
         _rows(lse, run).copy_(sums)
-    return _back(order, out), _back(order, lse)
+    return out, lse
 
 
 # Calling it as an operator imports the compiler, a second: without gradients the function is called itself.
@@ -261,13 +235,11 @@ def _ragged_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    runs, order = _grouped(offsets)
-    grad, q, k, v, out, lse = _there(order, grad, q, k, v, out, lse)
-    for run in runs:
+    for run in _runs(offsets):
         parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, causal)
         for whole, part in zip((dq, dk, dv), parts, strict=True):
             _rows(whole, run).copy_(part)
-    return _back(order, dq), _back(order, dk), _back(order, dv)
+    return dq, dk, dv
 
 
 ragged_attention.register_fake(_empty_results)
@@ -338,15 +310,13 @@ def _seeded_attention(
 ) -> Tensor:
     """[T, H, K] three times, [B + 1], [] -> [T, H, K]; each row attends to itself, some of its weights dropped."""
     out, draw = torch.empty_like(q, memory_format=torch.contiguous_format), torch.Generator().manual_seed(int(seed))
-    runs, order = _grouped(offsets)
-    q, k, v = _there(order, q, k, v)
-    for run in runs:
+    for run in _runs(offsets):
         mixed = []
         for query, key, value in _slabs(run, q, k, v):
             weights = _weights(query, key, causal)
             mixed.append(weights.masked_fill_(_drop(weights, dropout, draw), 0.0) @ value)
         _rows(out, run).copy_(torch.cat(mixed).unflatten(0, (run[2], -1)))
-    return _back(order, out.mul_(_growth(dropout)))
+    return out.mul_(_growth(dropout))
 
 
 seeded_attention = torch.library.custom_op(
@@ -360,9 +330,8 @@ def _seeded_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     draw, scale = torch.Generator().manual_seed(int(seed)), q.shape[-1] ** -0.5
-    runs, order = _grouped(offsets)
-    grad, q, k, v = _there(order, grad * _growth(dropout), q, k, v)
-    for run in runs:
+    grad = grad * _growth(dropout)
+    for run in _runs(offsets):
         parts: tuple[list[Tensor], ...] = ([], [], [])
         for query, key, value, given in _slabs(run, q, k, v, grad):
             weights = _weights(query, key, causal)
@@ -374,7 +343,7 @@ def _seeded_attention_backward(
             parts[1].append(scores.mT @ query)
         for whole, part in zip((dq, dk, dv), parts, strict=True):
             _rows(whole, run).copy_(torch.cat(part).unflatten(0, (run[2], -1)))
-    return _back(order, dq), _back(order, dk), _back(order, dv)
+    return dq, dk, dv
 
 
 @seeded_attention.register_fake
