@@ -6,7 +6,8 @@ every rank has as many of those as the others. Shape letters: see `layers.py`.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from ..heads import IGNORED
 from .chance import permutation
 from .objectives import count_labels
 from .samples import Epoch, Sample, Samples
+
+STOPS = (signal.SIGINT, signal.SIGTERM)  # what asks a run to stop
 
 
 class MicroBatch(NamedTuple):
@@ -96,16 +99,16 @@ class Batches:
     def epoch(self, number: int, begin: int = 0) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of each step, from step `begin` of the epoch on."""
         plan = self.plan(number)
-        return iter(
-            DataLoader(
-                plan,
-                batch_size=None,  # a step is made whole
-                sampler=range(begin, len(plan)),
-                num_workers=self.workers,
-                worker_init_fn=_leave_signals,
-                generator=torch.Generator(),  # else it draws from the global one
-            )
+        loader = DataLoader(
+            plan,
+            batch_size=None,  # a step is made whole
+            sampler=range(begin, len(plan)),
+            num_workers=self.workers,
+            worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # else it draws from the global one
         )
+        with _blocked(STOPS):  # a worker is born with what its parent blocks: it may not be told before it is ready
+            return iter(loader)
 
     def plan(self, epoch: int) -> "_Plan":
         """Which samples are in which step; the last one asked for is kept."""
@@ -114,9 +117,18 @@ class Batches:
         return self._plan
 
 
+@contextmanager
+def _blocked(signals: Collection[signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals(worker: int) -> None:
     """A process group is told to stop as a whole: a worker that did would take its rank's step with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import HubModelsError, InputError
 from . import checkpoints
-from .batches import Batches, MicroBatch
+from .batches import STOPS, Batches, MicroBatch
 from .distributed import World
 from .engine import Engine
 from .optimisers import learning_rate
@@ -325,7 +325,7 @@ def _signals() -> Iterator[list[str]]:
         signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
-        for number in map(int, (signal.SIGINT, signal.SIGTERM)):
+        for number in map(int, STOPS):
             before[number] = signal.getsignal(number) or signal.SIG_DFL
             signal.signal(number, ask)
     try:
