@@ -9,7 +9,8 @@ from torch import nn
 from training_case import Case, make_model
 
 from hubmodels.errors import InputError
-from hubmodels.training.optimisers import GoogleAdamW, kinds, learning_rate, make_optimisers
+from hubmodels.training import optimisers
+from hubmodels.training.optimisers import GoogleAdamW, Muon, kinds, learning_rate, make_optimisers, orthogonalised
 from hubmodels.training.settings import Settings, Spent
 
 
@@ -69,6 +70,48 @@ def test_google_adamw_leaves_alone_what_has_no_gradient():
     assert torch.equal(left, torch.ones(3))
     assert not torch.equal(moved, torch.ones(3))
     assert left not in optimiser.state
+
+
+# Muon
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+def test_muon_equals_torchs_where_bfloat16_is_multiplied(shape, monkeypatch):
+    monkeypatch.setattr(optimisers, "_multiplies_bfloat16", lambda device: True)
+    draw = torch.Generator().manual_seed(3)
+    start, *grads = torch.randn(4, *shape, generator=draw)
+    found = []
+    for cls in (Muon, torch.optim.Muon):
+        p = nn.Parameter(start.clone())
+        optimiser = cls([p, nn.Parameter(torch.zeros(2, 2))], 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
+        for grad in grads:
+            p.grad = grad.clone()
+            optimiser.step()
+        found.append((p.detach(), optimiser.state_dict()["state"]))
+    (weights, state), (right, their_state) = found
+    assert torch.equal(weights, right)
+    assert not torch.equal(weights, start)
+    assert state.keys() == their_state.keys()
+    assert torch.equal(state[0]["momentum_buffer"], their_state[0]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+def test_in_float32_the_iteration_keeps_directions_and_evens_their_sizes(shape, monkeypatch):
+    monkeypatch.setattr(optimisers, "_multiplies_bfloat16", lambda device: False)
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    moved = orthogonalised(matrix, (3.4445, -4.775, 2.0315), 5)
+    assert moved.dtype == torch.float32
+    u, sizes, v = torch.linalg.svd(matrix, full_matrices=False)
+    told = u.T @ moved @ v.T
+    assert (told - told.diagonal().diag()).abs().max() < 1e-4
+    near = told.diagonal()[sizes > 0.05 * sizes.norm()]
+    assert ((near > 0.65) & (near < 1.25)).all()
+    assert len(near) > min(shape) // 2
+
+
+def test_where_bfloat16_is_multiplied():
+    assert optimisers._multiplies_bfloat16(torch.device("cuda"))
+    assert optimisers._multiplies_bfloat16(torch.device("cpu")) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 # What is moved by what, and what decays

@@ -47,7 +47,7 @@ def make_optimisers(model: nn.Module, settings: Settings) -> list[torch.optim.Op
     rate, betas = settings.learning_rate, settings.betas
     made: list[torch.optim.Optimizer] = []
     if settings.optimiser == "muon" and matrices:
-        made.append(torch.optim.Muon(matrices, rate, settings.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(matrices, rate, settings.weight_decay, adjust_lr_fn="match_rms_adamw"))
     else:
         tables = matrices + tables
     groups = [{"params": tables, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -114,3 +114,43 @@ class GoogleAdamW(torch.optim.Optimizer):
             moves = torch._foreach_div(means, sizes)
             torch._foreach_add_(moves, params, alpha=group["weight_decay"])
             torch._foreach_add_(params, moves, alpha=-group["lr"])
+
+
+class Muon(torch.optim.Muon):
+    """torch's, in float32 where a CPU has no products of bfloat16: torch's takes 35 times as long there.
+
+    For steps that are scaled as `make_optimisers` says.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient. There is no closure."""
+        for group in self.param_groups:
+            params: list[torch.Tensor] = []
+            grads: list[torch.Tensor] = []
+            momenta: list[torch.Tensor] = []
+            self._init_group(group, params, grads, momenta)
+            rate, momentum = group["lr"], group["momentum"]
+            for p, grad, mean in zip(params, grads, momenta, strict=True):
+                mean.lerp_(grad, 1 - momentum)
+                move = orthogonalised(grad.lerp(mean, momentum), group["ns_coefficients"], group["ns_steps"])
+                p.mul_(1 - rate * group["weight_decay"])
+                p.add_(move, alpha=-rate * 0.2 * math.sqrt(max(p.shape)))
+
+
+def orthogonalised(matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
+    """[N, M] with its singular values brought to about 1, from 0.7 to 1.2, by the Newton-Schulz iteration of Muon."""
+    a, b, c = coefficients
+    x = matrix.to(torch.bfloat16 if _multiplies_bfloat16(matrix.device) else torch.float32)
+    is_high = len(x) > x.shape[1]
+    x = x.T if is_high else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_high else x
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    has_onednn = torch.backends.mkldnn.is_available()
+    return device.type != "cpu" or (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
