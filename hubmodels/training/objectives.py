@@ -63,6 +63,7 @@ def _forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Any, Tenso
 def _losses(output: Any, follows: Tensor | None, counts: Mapping[str, int]) -> dict[str, Tensor]:
     found = {WORDS: output.loss * counts[WORDS]}
     if follows is not None:
-        relation = output.seq_relationship_logits.float()
+        relation = output.seq_relationship_logits
+        relation = relation.to(torch.promote_types(relation.dtype, torch.float32))
         found[PAIRS] = F.cross_entropy(relation, follows, ignore_index=IGNORED, reduction="sum")
     return found
