@@ -279,8 +279,8 @@ def test_a_model_that_is_trained_runs_no_graph():
 
 def test_two_threads_on_one_graph():
     class Slow(Recorder):
-        def __call__(self, run):
-            replay = super().__call__(run)
+        def __call__(self, run, pool):
+            replay = super().__call__(run, pool)
 
             def slowly():
                 time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints: what TensorFlow 2.21 wrote (fixtures/make_tensorflow.py), and what is said of damage."""
+"""TensorFlow's checkpoints: what TensorFlow 2.21 wrote (make_tensorflow.py), and what is said of damage."""
 
 import hashlib
 import importlib
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from dialects import varint
+from make_tensorflow import CONFIG, weights
 from servers import FakeHub
 
 import hubmodels
@@ -23,10 +24,6 @@ from hubmodels.checkpoint.readers import read_checkpoint
 from hubmodels.errors import CheckpointError
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-
-from make_tensorflow import CONFIG, weights  # noqa: E402
-
 KINDS = ("one", "three", "objects")
 INDEX, DATA = "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"
 QUERY = "bert/encoder/layer_1/attention/self/query/kernel"

@@ -273,7 +273,7 @@ def test_what_cannot_be_is_refused(corpus, tokenizer, tmp_path):
     with pytest.raises(InputError, match="length = 7: expected at least 8 tokens in a row"):
         GooglePairs(corpus, tokenizer, 7, 0, cache_dir=tmp_path)
     for options, message in [
-        ({"rate": 0.0}, "rate = 0.0, most = 20: expected more than 0 and at most 1"),
+        ({"rate": 0.0}, "rate = 0.0, most = None: expected more than 0 and at most 1"),
         ({"most": 0}, "rate = 0.15, most = 0: expected more than 0"),
         ({"short": 1.5}, "short = 1.5: expected a share of the rows, from 0 to 1"),
     ]:
