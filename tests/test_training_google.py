@@ -179,7 +179,7 @@ def test_empty_documents_count_for_nothing(corpus, tokenizer, tmp_path):
 
 
 def test_an_epoch_is_made_once_and_those_before_it_first(corpus, tokenizer, tmp_path, monkeypatch):
-    first = [plain(s) for s in all_of(pairs_of(corpus, tokenizer, MADE[0], tmp_path / "a").epoch(0))]
+    pairs_of(corpus, tokenizer, MADE[0], tmp_path / "a").epoch(0)
     third = all_of(pairs_of(corpus, tokenizer, MADE[0], tmp_path / "b").epoch(2))  # asked for at once
     two = pairs_of(corpus, tokenizer, MADE[0], tmp_path / "a")
     two.epoch(1)
@@ -188,7 +188,7 @@ def test_an_epoch_is_made_once_and_those_before_it_first(corpus, tokenizer, tmp_
     assert len(third) == MADE[0].counts[2]
     monkeypatch.setattr(google_pairs, "google_instances", lambda *_: pytest.fail("it is there"))
     kept = pairs_of(corpus, tokenizer, MADE[0], tmp_path / "b")
-    assert [plain(s) for s in all_of(kept.epoch(0))] == first
+    assert [plain(s) for s in all_of(kept.epoch(2))] == [plain(s) for s in third]
     with pytest.raises(pytest.fail.Exception):
         kept.epoch(3)
 
@@ -229,6 +229,22 @@ def test_a_process_that_is_stopped_leaves_no_epoch_and_the_next_one_makes_it(
     epochs = [pairs_of(corpus, tokenizer, MADE[0], tmp_path).epoch(number) for number in range(3)]
     assert digest([plain(sample) for epoch in epochs for sample in all_of(epoch)]) == MADE[0].digest
     assert not (samples.directory / "partial").exists()
+
+
+def test_two_epochs_are_kept_and_any_can_be_made_again(corpus, tokenizer, tmp_path, monkeypatch):
+    samples, make, calls = pairs_of(corpus, tokenizer, MADE[0], tmp_path), google_instances, []
+    monkeypatch.setattr(google_pairs, "google_instances", lambda *given: (calls.append(1), make(*given))[1])
+    reading = samples.epoch(0)
+    before = [plain(sample) for sample in all_of(reading)]
+    wanted = [[plain(sample) for sample in all_of(samples.epoch(number))] for number in range(4)]
+    assert sorted(path.name for path in samples.directory.glob("epoch-*")) == ["epoch-0002", "epoch-0003"]
+    assert [plain(sample) for sample in all_of(reading)] == before == wanted[0]  # whoever reads one goes on
+    assert len(calls) == 4
+    for number in (1, 3, 0):
+        assert [plain(sample) for sample in all_of(pairs_of(corpus, tokenizer, MADE[0], tmp_path).epoch(number))] == (
+            wanted[number]
+        )
+    assert len(calls) == 6
 
 
 def test_of_several_at_once_one_makes_the_epoch(corpus, tokenizer, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from .corpus import Corpus
 from .masking import continuing_pieces
 from .samples import SHORTEST, Epoch, Sample, check_length, check_short, check_text
 
-VERSION = 1  # of the files; part of their directory's name
+VERSION = 2  # of the files; part of their directory's name
 _AT_ONCE = 4096  # instances that are written together
 _BEGIN, _SIZE, _SEAM, _RANDOM = range(4)  # columns of an epoch's table of rows
 
@@ -185,10 +185,10 @@ def _replaced(token: int, rng: random.Random, entries: Entries) -> int:
 class GooglePairs:
     """What create_pretraining_data.py makes of a corpus with `seed`: epoch n is its duplicate number n, unshuffled.
 
-    An epoch is made when it is asked for, those before it first, as the numbers go on from one to the next, into a
-    directory of its own under `cache_dir`: up to twice as many bytes as the corpus has. A process that needs one that
-    another is making waits. next_sentence: 0 b follows a, 1 it is random. most: None, as published: 20 for a length of
-    128, 77 for 512.
+    An epoch is made when it is asked for, after those before it, as the numbers go on from one to the next, into a
+    directory of its own under `cache_dir`: up to twice as many bytes as the corpus has. Of those before it one stays,
+    and of the others where the numbers go on. A process that needs one that another is making waits. most: None, as
+    published: 20 for a length of 128, 77 for 512. next_sentence: 0 b follows a, 1 it is random.
     Raises InputError for a length that leaves no room, for shares that are none, and for a corpus without a token.
     """
 
@@ -226,9 +226,9 @@ class GooglePairs:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.directory / "lock"):
-                    for missing in range(number + 1):
-                        if not self._path(missing).exists():
-                            self._make(missing)
+                    for each in range(number + 1):
+                        if not (self._path(each) if each == number else self._numbers(each)).exists():
+                            self._make(each)
             except OSError as error:
                 raise not_kept(self.directory, error) from error
         return _Made(self._path(number))
@@ -236,22 +236,30 @@ class GooglePairs:
     def _path(self, number: int) -> Path:
         return self.directory / f"epoch-{number:04d}"
 
+    def _numbers(self, number: int) -> Path:
+        """Where they go on after that epoch."""
+        return self.directory / f"after-{number:04d}.json"
+
     def _make(self, number: int) -> None:
-        """Write epoch `number`, which is there whole or not at all; and where the numbers go on."""
+        """Write epoch `number`, whole or not at all, after where the numbers go on; drop the last but one."""
         rng = random.Random(self.seed)
         documents = _Documents(self.corpus, rng)
         if number:
-            version, state, gauss = json.loads((self._path(number - 1) / "random.json").read_text())
+            version, state, gauss = json.loads(self._numbers(number - 1).read_text(encoding="utf-8"))
             rng.setstate((version, tuple(state), gauss))
         partial = self.directory / "partial"
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()
         write_instances(google_instances(documents, rng, self.entries, self.procedure), partial, self.corpus.ids.dtype)
-        with open(partial / "random.json", "w", encoding="utf-8") as file:
+        after = partial / "after.json"
+        with open(after, "w", encoding="utf-8") as file:
             json.dump(rng.getstate(), file)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(after, self._numbers(number))
         os.replace(partial, self._path(number))
+        if number > 1:
+            shutil.rmtree(self._path(number - 2), ignore_errors=True)
 
 
 class _Documents:
@@ -309,6 +317,7 @@ class _Made:
 
     def __init__(self, directory: Path):
         self._rows, self._tokens = MappedArray(directory / "rows.npy"), MappedArray(directory / "tokens.npy")
+        _ = self._rows.rows, self._tokens.rows  # whoever has them open may go on with them when they are dropped
 
     @cached_property
     def sizes(self) -> np.ndarray:
