@@ -41,6 +41,15 @@ def own_caches(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests of models so small that a second thread only waits, on a busy machine for long"""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The directory of the real all-MiniLM-L6-v2 (model.safetensors, vocab.txt, config.json)."""

@@ -27,6 +27,8 @@ from hubmodels.families import gpt as gpts
 from hubmodels.families import gpt2 as gpt2s
 from hubmodels.prepack import PackedLinear, accelerate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS, POSITIONS, D, LAYERS = 67, 160, 32, 2
 SIZES = {"vocab_size": WORDS, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
 KINDS = {
@@ -63,15 +65,6 @@ def bert() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def gpt2() -> torch.nn.Module:
     return tiny("gpt2")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny as the models are, a second one only waits, on a busy machine for long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cell_of(*lengths: int, new: int = 0) -> Cell:

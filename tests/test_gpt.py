@@ -5,7 +5,6 @@ import json
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,20 +43,13 @@ from hubmodels.errors import CheckpointError, ConfigError, InputError
 from hubmodels.families.gpt import Gpt, GptConfig, GptDoubleHeads, GptModel
 from hubmodels.families.gpt2 import Gpt2, Gpt2Config, Gpt2Model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 transformers.logging.disable_progress_bar()
 EXACT = 1e-10  # float64
 BASES = ("OpenAIGPTModel", "GPT2Model")
 EXPLICIT = pytest.mark.parametrize("explicit", [False, True], ids=["kernel", "explicit"])
 EVERY_VARIANT = [(name, {}) for name in NAMES] + [("GPT2LMHeadModel", variant) for variant in VARIANTS[1:]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The models are small, and on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def variant_id(value):

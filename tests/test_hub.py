@@ -28,6 +28,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 V1, V2 = "OWNER/hubmodels:v0.1.0", "OWNER/hubmodels:v0.2.0"
 ENTRIES = [
     "bertForMaskedLM",
@@ -123,15 +125,6 @@ def tree(home) -> Path:
 @pytest.fixture(scope="module")
 def second_tree(home) -> Path:
     return home / "hub" / "OWNER_hubmodels_v0.2.0"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The model is small, and on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -14,20 +14,13 @@ from hubmodels import kernels, layers
 from hubmodels.errors import InputError
 from hubmodels.packing import Packing, packing_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 K = D // H
 PADDED = PATTERNS[1:]
 OFFSETS = torch.tensor([0, 3, 3, 5, 7, 8], dtype=torch.int32)  # an empty row; two rows of one length, side by side
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def packing(pattern, causal=False):

@@ -31,6 +31,8 @@ from hubmodels.training.distributed import World, started
 from hubmodels.training.loop import Interrupted, Phase, fit
 from hubmodels.training.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALONE = World(0, 1, torch.device("cpu"))
 # An epoch of 14 rows in steps of 6: the last has 2, fewer than 4 ranks; some ranks fill up with rows of no label.
 CASE = Case(
@@ -42,14 +44,6 @@ CASE = Case(
     evaluate=size_of,
 )
 MOST = 1e-9  # between two weights: Adam divides by the size of a gradient, also of a tiny one
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def each(cases, world):

@@ -38,21 +38,14 @@ from hubmodels.training.loop import Interrupted, Phase, fit
 from hubmodels.training.optimisers import learning_rate
 from hubmodels.training.settings import Settings, Spent
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def kept_steps(case):

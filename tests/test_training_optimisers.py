@@ -13,14 +13,7 @@ from hubmodels.training import optimisers
 from hubmodels.training.optimisers import GoogleAdamW, Muon, kinds, learning_rate, make_optimisers, orthogonalised
 from hubmodels.training.settings import Settings, Spent
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # GoogleAdamW
 

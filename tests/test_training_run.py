@@ -24,6 +24,8 @@ from hubmodels.training.options import Options
 from hubmodels.training.run import pretrain
 from hubmodels.training.text import TextOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -54,15 +56,6 @@ WORDS = [
     "good",
 ]
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def prose(seed: int, documents: int, sentences: int) -> str:

@@ -104,7 +104,7 @@ class Place:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part.chmod(0o644)
         os.replace(part, self.path)
-        self._sync_directory()
+        sync_directory(self.path.parent)
         self._write_stamp(self.stamp_of(self.path))
 
     def link(self, verified: Path, stamp: Stamp) -> bool:
@@ -170,11 +170,12 @@ class Place:
             partial.write_text(json.dumps(stamp))
             os.replace(partial, path)
 
-    def _sync_directory(self) -> None:
-        """The name is on the disk too; some systems cannot open a directory."""
-        with suppress(OSError):
-            descriptor = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+
+def sync_directory(directory: Path) -> None:
+    """The names in it are on the disk; some systems cannot open a directory."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

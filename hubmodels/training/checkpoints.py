@@ -13,12 +13,13 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, InputError
 from ..store.digests import sha256_of
+from ..store.place import sync_directory
 from .distributed import World
 
 ABOUT = "checkpoint.json"
@@ -173,21 +174,11 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _replace(partial: Path, path: Path) -> None:
     """Give a directory its final name, once it and its names are on the disk."""
-    _sync(partial)
+    sync_directory(partial)
     if path.exists():  # a damaged one, which the run went on from before
         shutil.rmtree(path)
     os.rename(partial, path)
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    """Some systems cannot open a directory."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_directory(path.parent)
 
 
 def _clear(directory: Path) -> None:

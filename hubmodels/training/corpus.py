@@ -26,6 +26,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..store.digests import sha256_of
+from ..store.place import sync_directory
 from ..tokenizers import BytePairTokenizer, Tokenizer
 from .arrays import MappedArray, array_file
 from .text import TextOptions, kind_of, read_sentences
@@ -307,11 +308,11 @@ def _new(directory: Path) -> Iterator[Path]:
     place.mkdir()
     try:
         yield place
-        _sync(place)
+        sync_directory(place)
         with suppress(FileNotFoundError):
             os.rename(directory, gone)
         _rename(place, directory)
-        _sync(directory.parent)
+        sync_directory(directory.parent)
     finally:
         for path in (place, gone):
             shutil.rmtree(path, ignore_errors=True)
@@ -324,16 +325,6 @@ def _rename(place: Path, directory: Path) -> None:
     except OSError:
         if _damage(directory):
             raise
-
-
-def _sync(directory: Path) -> None:
-    """Its names are on the disk; some systems cannot open a directory."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _clear(cache: Path) -> None:
