@@ -202,7 +202,10 @@ class Maps(NamedTuple):
 
 def maps_of(model: Any, rows: list[Row], settings: Settings) -> Maps:
     tokens, labels = count_tokens(rows), sum(i != IGNORED for row in rows for i in row["labels"])
-    weights = [(tokens, part.weight) for part in model.transformer.layers.modules() if isinstance(part, Linear)]
+    *_, last = model.transformer.layers  # which is finished for the labels and each row's first token
+    fewer = {id(part) for side in (last.attention.output, last.feed_forward) for part in side.modules()}
+    parts = [part for part in model.transformer.layers.modules() if isinstance(part, Linear)]
+    weights = [(labels + len(rows) if id(part) in fewer else tokens, part.weight) for part in parts]
     weights += [(labels, model.head.dense.weight), (labels, model.transformer.embeddings.word.weight)]
     dtype = getattr(torch, settings.dtype)
     made = [(count, weight.detach().to(dtype).requires_grad_()) for count, weight in weights]

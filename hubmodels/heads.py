@@ -78,7 +78,12 @@ class Model(nn.Module):
 
 
 class LogitsModel(Model):
-    """A model with one kind of logits: what `answer` makes of the encoder's states."""
+    """A model with one kind of logits: what `answer` makes of the encoder's states.
+
+    reads_all: of the tokens' states; else of those with a label, if there are labels.
+    """
+
+    reads_all: ClassVar[bool] = True
 
     def forward(
         self,
@@ -90,7 +95,8 @@ class LogitsModel(Model):
         **options: Unpack[EncoderOptions],
     ) -> LogitsOutput:
         """Inputs and options as for `Transformer.encode`; shapes of labels and logits as the class says."""
-        encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options)
+        wanted = None if self.reads_all else labelled(labels)
+        encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options, wanted=wanted)
         loss, logits = self.answer(encoded, labels)
         return LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
@@ -138,6 +144,7 @@ class MaskedLM(LogitsModel):
     """
 
     own_parts = ("head",)
+    reads_all = False
 
     def __init__(self, encoder: Encoder, head: WordPrediction):
         super().__init__(encoder)
@@ -186,7 +193,8 @@ class PreTraining(Model):
         **options: Unpack[EncoderOptions],
     ) -> PreTrainingOutput:
         """labels as for `MaskedLM`, next_sentence_label [B] as for `NextSentencePrediction`; losses are summed."""
-        encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options)
+        wanted = labelled(labels)
+        encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options, wanted=wanted)
         loss, words = self.head.predict(encoded, self.transformer.embeddings.word.weight, labels)
         pooled = self.transformer.pool(encoded.states, encoded.packing)
         follows, relation = sequence_loss(self.next_sentence(pooled), next_sentence_label)
@@ -306,11 +314,16 @@ class QuestionAnswering(Model):
         return cross_entropy(logits, positions.masked_fill((positions == length) | at_padding, IGNORED))
 
 
+def labelled(labels: Tensor | None) -> Tensor | None:
+    """Where there is a label, bool; None where there are none at all."""
+    return None if labels is None else labels != IGNORED
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
     """[M, N], [M] -> mean over the labelled rows; 0 where none is labelled (the reference's mean of nothing is NaN)."""
-    labelled = labels != IGNORED
-    check_ids(name, labels.masked_fill(~labelled, 0), logits.shape[-1], "the head")
-    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / labelled.sum().clamp(min=1)
+    known = labels != IGNORED
+    check_ids(name, labels.masked_fill(~known, 0), logits.shape[-1], "the head")
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / known.sum().clamp(min=1)
 
 
 def flatten_choices(**inputs: Any) -> tuple[dict[str, Any], torch.Size]:

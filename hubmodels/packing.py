@@ -94,6 +94,12 @@ class Packing(NamedTuple):
         ends = (self.offsets[1:] - 1).clamp(min=0)
         return packed[ends].where(self.offsets.diff()[:, None] > 0, 0.0)
 
+    def keep(self, wanted: Tensor) -> tuple[Tensor, "Packing"]:
+        """Of the tokens at [B, S], True, and of each row's first: where they stand in [T], and their own packing."""
+        flags, ends = self.pack(wanted).clone(), self.ends(wanted.device)
+        flags[ends[:-1][ends.diff() > 0]] = True
+        return flags.nonzero().squeeze(1), find_padding(self.unpack(flags, fill=False))
+
     def real(self) -> Tensor | None:
         """[B, S] bool, True for a token; None: nothing is padding"""
         if self.indices is None:

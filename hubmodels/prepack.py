@@ -88,10 +88,15 @@ class FusedPostNormBlock(PostNormBlock):
     """`PostNormBlock` of packed maps, without dropout."""
 
     def forward(
-        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+        self,
+        x: Tensor,
+        packing: Packing,
+        probs: list[Tensor] | None = None,
+        past: LayerCache | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D]"""
-        x = self.attention_norm(self.attention(x, packing, probs, past, x))
+        """As `Block` says."""
+        x = self.attention_norm(self.attention(x, packing, probs, past, self.of_kept(x, kept), kept))
         return self.feed_forward_norm(_fed(self.feed_forward, x, x))
 
 
@@ -99,10 +104,15 @@ class FusedPreNormBlock(PreNormBlock):
     """`PreNormBlock` of packed maps, without dropout."""
 
     def forward(
-        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+        self,
+        x: Tensor,
+        packing: Packing,
+        probs: list[Tensor] | None = None,
+        past: LayerCache | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D]"""
-        x = self.attention(self.attention_norm(x), packing, probs, past, x)
+        """As `Block` says."""
+        x = self.attention(self.attention_norm(x), packing, probs, past, self.of_kept(x, kept), kept)
         return _fed(self.feed_forward, self.feed_forward_norm(x), x)
 
 

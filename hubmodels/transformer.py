@@ -99,6 +99,7 @@ class Transformer(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         cache: Cache | None = None,
+        wanted: Tensor | None = None,
     ) -> Encoded:
         """The work between ids and states, on packed tokens.
 
@@ -110,6 +111,8 @@ class Transformer(nn.Module):
         position_ids: [B, S] or [1, S]; None: the column.
         cache: of a decoder, from its `new_cache`. What it holds comes before the input, and the input is added to it;
             input and masks are those of the new columns alone. Gradients do not reach what it holds.
+        wanted: [B, S] bool, whose states are read, beside each row's first. In training the last block makes no others,
+            which spares it most of its work, and states and packing are those.
         Raises InputError for a shape that does not fit, an id out of range, or a batch longer than the position table.
         """
         words = input_ids if inputs_embeds is None else inputs_embeds
@@ -122,22 +125,15 @@ class Transformer(nn.Module):
             cache.begin(packing)
         states: list[Tensor] | None = [x] if output_hidden_states else None  # kept alive only if they are asked for
         probs: list[Tensor] | None = [] if output_attentions else None
-        parts, done = [(slice(None), packing)], []
+        parts, done, kept = [(slice(None), packing)], [], None
         if cache is None and states is None and probs is None:
             if self.shortcut is not None and (short := self.shortcut(x, packing)) is not None:
                 parts, done = [], [short]
             elif self._may_part(x, most := _AT_ONCE // (4 * x.shape[1] * x.itemsize)):
                 parts = packing.parts(most)
-        for where, part in parts:
-            y = x[where]
-            for number, layer in enumerate(self.layers):
-                run: Callable[..., Tensor] = layer
-                if self.gradient_checkpointing and self.training:
-                    run = partial(checkpoint, layer, use_reentrant=False)
-                y = run(y, part, probs, None if cache is None else cache.layers[number])
-                if states is not None:
-                    states.append(y)
-            done.append(y)
+            elif wanted is not None and self._may_leave_out(wanted, packing):
+                kept, packing = packing.keep(wanted)
+        done += [self._through_blocks(x[where], part, kept, cache, states, probs) for where, part in parts]
         x = done[0] if len(done) == 1 else torch.cat(done)
         if self.norm is not None:
             x = self.norm(x)
@@ -148,11 +144,36 @@ class Transformer(nn.Module):
         hidden_states = None if states is None else tuple(packing.unpack(s) for s in states)
         return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
 
+    def _through_blocks(
+        self,
+        x: Tensor,
+        packing: Packing,
+        kept: Tensor | None,
+        cache: Cache | None,
+        states: list[Tensor] | None,
+        probs: list[Tensor] | None,
+    ) -> Tensor:
+        """[T, D] -> [T, D], or of the tokens `kept` [M], [M, D]; what is between goes to the lists."""
+        for number, layer in enumerate(self.layers):
+            run: Callable[..., Tensor] = layer
+            if self.gradient_checkpointing and self.training:
+                run = partial(checkpoint, layer, use_reentrant=False)
+            past = None if cache is None else cache.layers[number]
+            x = run(x, packing, probs, past, kept if number == len(self.layers) - 1 else None)
+            if states is not None:
+                states.append(x)
+        return x
+
     def _may_part(self, x: Tensor, most: int) -> bool:
         """Whether a batch of more than `most` tokens may go through the blocks row by row and nobody sees it."""
         if not x.is_cpu or x.requires_grad or self.training or torch.compiler.is_compiling():
             return False
         return len(x) > most and not any(has_hooks(part) for part in self.layers.modules())
+
+    def _may_leave_out(self, wanted: Tensor, packing: Packing) -> bool:
+        """Whether the last block may make no more than the states that are wanted."""
+        fits = wanted.shape == (packing.batch, packing.length)
+        return self.training and fits and len(self.layers) > 0 and not torch.compiler.is_compiling()
 
     def _begin_of(self, cache: Cache) -> int:
         if not self.causal:

@@ -162,6 +162,54 @@ def test_masked_lm_gradients_equal_those_of_the_dense_loss():
     assert max(map(distance, chosen, torch.autograd.grad(dense, parameters))) <= EXACT
 
 
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def seen_by_the_last_block(model, **inputs):
+    """How many tokens its feed-forward gets"""
+    found = []
+    handle = model.transformer.layers[-1].feed_forward.register_forward_hook(lambda _, args, __: found.append(args[0]))
+    output = model(**inputs)
+    handle.remove()
+    return len(found[0]), output
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining"])
+def test_in_training_the_last_block_leaves_out_what_nobody_reads(name, pattern, checkpointing):
+    """Nothing else changes: in eval mode it makes all states."""
+    model, _ = pair(name, **STILL)
+    inputs, labels = inputs_of(name, pattern), labels_of(name)
+    real = inputs["attention_mask"].bool()
+    read = (labels["labels"] != -100) & real
+    read[torch.arange(B), real.int().argmax(1)] = True  # [CLS], which a pooler reads
+    model.gradient_checkpointing = checkpointing
+    seen, outputs, found = [], [], []
+    for training in (True, False):
+        count, output = seen_by_the_last_block(model.train(training), **inputs, **labels)
+        seen.append(count)
+        outputs.append(output)
+        found.append(torch.autograd.grad(output.loss, list(model.parameters()), allow_unused=True))
+    assert seen == [int(read.sum()), int(real.sum())]
+    for mine, right in zip(outputs[0][:-2], outputs[1][:-2], strict=True):
+        assert distance(mine, right) <= EXACT
+    for mine, right in zip(*found, strict=True):
+        assert (mine is None) == (right is None)
+        assert mine is None or distance(mine, right) <= EXACT
+
+
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions", "no labels"])
+def test_all_states_are_made_where_somebody_sees_them(asked):
+    model, _ = pair("BertForMaskedLM", **STILL)
+    inputs = inputs_of("BertForMaskedLM", "right")
+    told = {} if asked == "no labels" else {**labels_of("BertForMaskedLM"), asked: True}
+    count, output = seen_by_the_last_block(model.train(), **inputs, **told)
+    assert count == int(inputs["attention_mask"].sum())
+    if asked == "output_hidden_states":
+        assert output.hidden_states[-1].shape == (B, S, D)
+
+
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForTokenClassification", "BertForPreTraining"])
 def test_no_label_at_all_is_a_loss_of_zero(name):
     ours, _ = pair(name)

@@ -17,16 +17,20 @@ def flops_per_token(model: Any, length: int, labelled: float) -> float:
     guessed for. What is computed twice to save memory does not count.
     """
     transformer, config = model.transformer, model.config
-    layers = sum(part.weight.numel() for part in transformer.layers.modules() if isinstance(part, Linear))
-    head = sum(part.weight.numel() for part in _head(model) if isinstance(part, Linear))
+    layers: float = _weights(transformer.layers)
+    head = _weights(model.head) if hasattr(model, "head") else 0
+    if not transformer.causal and len(transformer.layers):  # the last block is finished for these tokens alone
+        last = transformer.layers[-1]
+        layers -= (1 - labelled) * (_weights(last.attention.output) + _weights(last.feed_forward))
     words = transformer.embeddings.word.weight.numel()
     seen = length / 2 if transformer.causal else length
     attention = 2 * config.num_hidden_layers * config.hidden_size * seen  # scores and sums, for each a product
     return 6.0 * (layers + attention + labelled * (head + words))
 
 
-def _head(model: Any) -> Any:
-    return model.head.modules() if hasattr(model, "head") else ()
+def _weights(module: Any) -> int:
+    """Of the linear maps in it"""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, Linear))
 
 
 def matrix_peak(device: torch.device, precision: str) -> float:
