@@ -38,7 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def onednn_is_faster() -> bool:
     """Whether MKL, by which torch multiplies matrices in float32, is slower here than oneDNN: it is on AMD's CPUs.
 
-    On a Zen 3, for BERT-base: 0.9 to 1.3 times as fast, by matrix and tokens, 1.08 in the median (benchmarks/products.py).
+    On a Zen 3, of BERT-base, it takes 0.9 to 1.3 times as long, by matrix and tokens, 1.08 in the median
+    (benchmarks/products.py).
     """
     known = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # which an older torch does not tell

@@ -16,6 +16,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
+import tokenizers
 
 from hubmodels import bertTokenizer, gptTokenizer
 from hubmodels.errors import InputError
@@ -145,6 +146,74 @@ def test_byte_pairs_without_an_end_token_have_none(write, cache):
     corpus = prepare([write("ab\n\x01\n\n\x01\n\nB a\n")], old, TextOptions(), cache)
     assert documents_of(corpus) == [[[1, 4]], [[4, 3]]]
     assert corpus.about["dropped"] == 2
+
+
+SENTENCES = [
+    *(
+        "The first.",
+        "naïve Ⅷ café",
+        "書は 学而时习之。",
+        "a\u0301 ﬁ \u2028 \xa0x",
+        "😀 ok",
+        "\x01",
+        " ",
+        "  led ",
+        "##s",
+        "[UNK]",
+    ),
+    *("[PAD] a[MASK]b", "[SE", "P]", "[", "]", "[sep]", "[CLS] [SEP", "SEP]", "<|endoftext", "|>", "<|", "ENDOFTEXT|>"),
+    *(f"word{n} Number {n}." for n in range(200)),
+]
+
+
+@pytest.mark.parametrize("together", [1, 50, 1 << 12])
+@pytest.mark.parametrize("kind", ["word pieces", "more words", "byte pairs", "spaced byte pairs"])
+def test_sentences_that_are_one_text_to_the_library_have_the_same_ids(
+    tokenizer, byte_pairs, together, kind, monkeypatch
+):
+    monkeypatch.setattr(module, "_JOINED", together)
+    if kind == "more words":
+        tokenizer, _ = tokenizer.with_words(["zyzzyva", "led"])
+    elif kind != "word pieces":
+        tokenizer = pickle.loads(pickle.dumps(byte_pairs))
+        tokenizer.inner.pre_tokenizer.add_prefix_space = kind != "byte pairs"
+    encoder = module._Encoder(tokenizer)
+    assert encoder.parts
+    ids, lengths = encoder._joined(SENTENCES, sum(map(len, SENTENCES)))
+    each = [tokenizer.inner.encode(sentence, add_special_tokens=False).ids for sentence in SENTENCES]
+    assert lengths.tolist() == list(map(len, each))
+    assert ids.tolist() == list(chain(*each))
+
+
+@pytest.mark.parametrize("separator", ["[SEP]", "<|endoftext|>"])
+def test_a_separator_that_is_text_is_what_the_tokenizer_makes_of_it(write, cache, tokenizer, byte_pairs, separator):
+    text = f"One {separator} two.\nThree.\n\n{separator}\n{separator}Four."
+    for mine, end, last in ((tokenizer, "", []), (byte_pairs, "\n", [[byte_pairs.end_token_id]])):
+        encode = mine.inner.encode
+        each = [
+            [encode(sentence + end, add_special_tokens=False).ids for sentence in document.split("\n")] + last
+            for document in text.split("\n\n")
+        ]
+        assert documents_of(prepare([write(text)], mine, TextOptions(), cache)) == each
+
+
+def test_a_tokenizer_that_would_tell_joined_sentences_is_given_each(tmp_path, write, cache):
+    words = vocabulary(tmp_path / "vocab.txt", "▁one", "one", "two")
+    words.inner.normalizer = None
+    words.inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    assert not module._Encoder(words).parts
+    assert prepare([write("one\none\n")], words, TextOptions(), cache).ids.tolist() == [5, 5]
+
+
+def test_a_separator_that_comes_out_of_a_text_parts_nothing(tmp_path):
+    words = vocabulary(tmp_path / "vocab.txt", "a", "one")
+    words.inner.normalizer = tokenizers.normalizers.Replace("two", "[SEP]")
+    words.inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    encoder = module._Encoder(words)
+    assert not encoder.parts
+    encoder.parts = True
+    encoded = encoder.encode(module._Part(["one two one", "one"], [1]))
+    assert (encoded.ids.tolist(), encoded.lengths.tolist()) == ([6, 3, 6, 6], [3, 1])
 
 
 @pytest.mark.parametrize(("largest", "kind"), [(65535, np.uint16), (65536, np.int32)])

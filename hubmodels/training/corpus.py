@@ -27,14 +27,15 @@ import numpy as np
 from ..errors import InputError
 from ..store.digests import sha256_of
 from ..store.place import sync_directory
-from ..tokenizers import BytePairTokenizer, Tokenizer
+from ..tokenizers import END_OF_TEXT, SEP, BytePairTokenizer, Tokenizer
 from .arrays import MappedArray, array_file
 from .text import TextOptions, kind_of, read_sentences
 
 VERSION = 1  # of what is in a directory: another one does not read what this one wrote
 ABOUT = "about.json"
-PART = 1 << 18  # characters that are encoded together: much less would keep many cores waiting for each other
-_SENTENCE = 64  # characters that a sentence counts for beside its own: the library keeps much for each
+PART = 1 << 19  # characters that are encoded together
+_SENTENCE = 64  # characters that a sentence counts for beside its own, where it is a text to the library
+_JOINED = 1 << 12  # characters of sentences that are one text to the library, about
 _AHEAD = 2  # parts that are encoded at once: while one becomes an array, the other has all cores
 
 
@@ -196,21 +197,53 @@ def _parts(files: Sequence[Path], options: TextOptions, watch: Callable[[int], A
 
 
 class _Encoder:
-    """Sentences -> ids, on all cores: the library's threads do not hold Python's lock."""
+    """Sentences -> ids, on all cores: the library's threads do not hold Python's lock.
+
+    Many sentences are one text to the library, parted by a token that it looks for before it looks at words: a text has
+    a cost of its own, an eighth of the whole for sentences of English. Where that would show, each is a text.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self.inner, self.line_end, self.end_token = tokenizer.inner, "", None
+        self.separator, self.separator_id = SEP, self.inner.token_to_id(SEP)
         if isinstance(tokenizer, BytePairTokenizer):
             self.line_end, self.end_token = "\n", tokenizer.end_token_id
-        largest = max(self.inner.get_vocab().values())
-        self.dtype = np.dtype(np.uint16 if largest < 2**16 else np.int32)
+            self.separator, self.separator_id = END_OF_TEXT, self.end_token
+        self.parts = self._keeps_apart()
+        self.dtype = np.dtype(np.uint16 if max(self.inner.get_vocab().values()) < 2**16 else np.int32)
+
+    def _keeps_apart(self) -> bool:
+        """Whether what is beside the separator is to this tokenizer as a text of its own"""
+        known = type(self.inner.normalizer).__name__ in ("BertNormalizer", "NoneType")
+        known = known and type(self.inner.pre_tokenizer).__name__ in ("BertPreTokenizer", "ByteLevel")
+        alone, parted = (self._encode([text])[0].ids for text in ("a", f"a{self.separator}a{self.separator}"))
+        return known and parted == [*alone, self.separator_id] * 2
 
     def encode(self, part: _Part) -> _Encoded:
         texts = [sentence + self.line_end for sentence in part.sentences] if self.line_end else part.sentences
-        encodings = self.inner.encode_batch_fast(texts, add_special_tokens=False)
-        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), self.dtype, lengths.sum())
-        return _Encoded(ids, lengths, np.array(part.ends, np.int64), len("".join(texts).encode()))
+        whole = "".join(texts)
+        joined = self._joined(texts, len(whole)) if self.parts and self.separator not in whole else None
+        ids, lengths = joined or self._each(texts)
+        return _Encoded(ids, lengths, np.array(part.ends, np.int64), len(whole.encode()))
+
+    def _joined(self, texts: list[str], size: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """ids, lengths; None if the separator came out of a text after all."""
+        step = max(1, _JOINED * len(texts) // max(1, size))
+        begins = range(0, len(texts), step)
+        groups = [self.separator.join([*texts[begin : begin + step], ""]) for begin in begins]
+        ids = self._ids(self._encode(groups))
+        ends = np.flatnonzero(ids == self.separator_id)
+        return (np.delete(ids, ends), np.diff(ends, prepend=-1) - 1) if len(ends) == len(texts) else None
+
+    def _each(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encodings = self._encode(texts)
+        return self._ids(encodings), np.fromiter(map(len, encodings), np.int64, len(encodings))
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        return self.inner.encode_batch_fast(texts, add_special_tokens=False)
+
+    def _ids(self, encodings: list[Any]) -> np.ndarray:
+        return np.fromiter(chain.from_iterable(e.ids for e in encodings), self.dtype, sum(map(len, encodings)))
 
 
 class _Writer:
