@@ -115,9 +115,7 @@ class Transformer(nn.Module):
             which spares it most of its work, and states and packing are those.
         Raises InputError for a shape that does not fit, an id out of range, or a batch longer than the position table.
         """
-        words = input_ids if inputs_embeds is None else inputs_embeds
-        if words is None or (input_ids is not None and inputs_embeds is not None):
-            raise InputError("give either input_ids [B, S] or inputs_embeds [B, S, D], not both and not neither")
+        words = _either(input_ids, inputs_embeds)
         begin = 0 if cache is None else self._begin_of(cache)
         packing = self._packing(words, attention_mask, begin, token_type_ids=token_type_ids, position_ids=position_ids)
         x = self.embeddings(words, token_type_ids, position_ids, packing, begin)  # [T, D]
@@ -125,15 +123,21 @@ class Transformer(nn.Module):
             cache.begin(packing)
         states: list[Tensor] | None = [x] if output_hidden_states else None  # kept alive only if they are asked for
         probs: list[Tensor] | None = [] if output_attentions else None
-        parts, done, kept = [(slice(None), packing)], [], None
+        parts, done, fewer = [(slice(None), packing)], list[Tensor](), None
         if cache is None and states is None and probs is None:
-            if self.shortcut is not None and (short := self.shortcut(x, packing)) is not None:
-                parts, done = [], [short]
-            elif self._may_part(x, most := _AT_ONCE // (4 * x.shape[1] * x.itemsize)):
-                parts = packing.parts(most)
-            elif wanted is not None and self._may_leave_out(wanted, packing):
-                kept, packing = packing.keep(wanted)
-        done += [self._through_blocks(x[where], part, kept, cache, states, probs) for where, part in parts]
+            parts, done, fewer = self._unseen(x, packing, wanted)
+        kept, packing = (None, packing) if fewer is None else fewer
+        for where, part in parts:
+            y = x[where]
+            for number, layer in enumerate(self.layers):
+                run: Callable[..., Tensor] = layer
+                if self.gradient_checkpointing and self.training:
+                    run = partial(checkpoint, layer, use_reentrant=False)
+                past = None if cache is None else cache.layers[number]
+                y = run(y, part, probs, past, kept if number == len(self.layers) - 1 else None)
+                if states is not None:
+                    states.append(y)
+            done.append(y)
         x = done[0] if len(done) == 1 else torch.cat(done)
         if self.norm is not None:
             x = self.norm(x)
@@ -144,25 +148,17 @@ class Transformer(nn.Module):
         hidden_states = None if states is None else tuple(packing.unpack(s) for s in states)
         return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
 
-    def _through_blocks(
-        self,
-        x: Tensor,
-        packing: Packing,
-        kept: Tensor | None,
-        cache: Cache | None,
-        states: list[Tensor] | None,
-        probs: list[Tensor] | None,
-    ) -> Tensor:
-        """[T, D] -> [T, D], or of the tokens `kept` [M], [M, D]; what is between goes to the lists."""
-        for number, layer in enumerate(self.layers):
-            run: Callable[..., Tensor] = layer
-            if self.gradient_checkpointing and self.training:
-                run = partial(checkpoint, layer, use_reentrant=False)
-            past = None if cache is None else cache.layers[number]
-            x = run(x, packing, probs, past, kept if number == len(self.layers) - 1 else None)
-            if states is not None:
-                states.append(x)
-        return x
+    def _unseen(
+        self, x: Tensor, packing: Packing, wanted: Tensor | None
+    ) -> tuple[list[tuple[slice, Packing]], list[Tensor], tuple[Tensor, Packing] | None]:
+        """Where nobody sees what is between the blocks: what goes through them, and what went by the shortcut instead;
+        and which tokens the last block finishes."""
+        if self.shortcut is not None and (short := self.shortcut(x, packing)) is not None:
+            return [], [short], None
+        if self._may_part(x, most := _AT_ONCE // (4 * x.shape[1] * x.itemsize)):
+            return packing.parts(most), [], None
+        fewer = None if wanted is None or not self._may_leave_out(wanted, packing) else packing.keep(wanted)
+        return [(slice(None), packing)], [], fewer
 
     def _may_part(self, x: Tensor, most: int) -> bool:
         """Whether a batch of more than `most` tokens may go through the blocks row by row and nobody sees it."""
@@ -263,3 +259,10 @@ class Decoder(Transformer):
         dtype = torch.float32 if table.is_cpu and table.itemsize == 2 else table.dtype
         size = table.shape[1] // heads
         return Cache(len(self.layers), batch, heads, room, size, device=table.device, dtype=dtype)
+
+
+def _either(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    words = input_ids if inputs_embeds is None else inputs_embeds
+    if words is None or (input_ids is not None and inputs_embeds is not None):
+        raise InputError("give either input_ids [B, S] or inputs_embeds [B, S, D], not both and not neither")
+    return words

@@ -9,6 +9,7 @@ watches the clock, and knows which case a worker died of. A case that goes wrong
 
 import argparse
 import base64
+import ctypes
 import faulthandler
 import gc
 import io
@@ -713,7 +714,9 @@ def confine(kind: str, directory: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     torch.set_num_threads(1)
     judge(kind, seeds(kind)[0][1], read_checkpoint)  # brings in torch's own pages
-    gc.collect()  # what is freed after a fork would make room for a case that takes much
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what the parent has freed would be room for a case that takes much, and nobody would see it
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is what is held now
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, used + SPARE))

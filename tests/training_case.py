@@ -259,6 +259,7 @@ def _obey(pipe: Any, environment: dict[str, str], function: Callable[[Any, World
     os.environ.update(environment)
     os.fsync = lambda descriptor: None  # nobody pulls the plug, and a disk may be busy
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a process that no server has made
     try:
         with started("cpu") as world:
             answer = function(argument, world)
