@@ -123,16 +123,16 @@ class Transformer(nn.Module):
             cache.begin(packing)
         states: list[Tensor] | None = [x] if output_hidden_states else None  # kept alive only if they are asked for
         probs: list[Tensor] | None = [] if output_attentions else None
-        parts, done, fewer = [(slice(None), packing)], list[Tensor](), None
+        done: list[Tensor] = []
+        parts, fewer = [(slice(None), packing)], None
         if cache is None and states is None and probs is None:
             parts, done, fewer = self._unseen(x, packing, wanted)
         kept, packing = (None, packing) if fewer is None else fewer
+        again = self.gradient_checkpointing and self.training
         for where, part in parts:
             y = x[where]
             for number, layer in enumerate(self.layers):
-                run: Callable[..., Tensor] = layer
-                if self.gradient_checkpointing and self.training:
-                    run = partial(checkpoint, layer, use_reentrant=False)
+                run: Callable[..., Tensor] = partial(checkpoint, layer, use_reentrant=False) if again else layer
                 past = None if cache is None else cache.layers[number]
                 y = run(y, part, probs, past, kept if number == len(self.layers) - 1 else None)
                 if states is not None:
