@@ -178,21 +178,18 @@ class Attention(nn.Module):
         probs: list[Tensor] | None = None,
         past: LayerCache | None = None,
         residual: Tensor | None = None,
-        kept: Tensor | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D]; the attention weights [B, H, S, columns] are appended to `probs` if it is given.
+        """[T, D] -> [T, D], or of the packing's `kept` tokens [M, D]; the attention weights [B, H, S, columns] are
+        appended to `probs` if it is given.
 
-        residual: [T, D], to be added, if the output map is one that adds as it multiplies.
-        kept: [M], the tokens whose output is wanted, which is then [M, D].
+        residual: as many rows, to be added, if the output map is one that adds as it multiplies.
         """
         qkv = self.qkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads)
         seen = None if past is None else past.extend(qkv[:, 1:], packing)
         q, k, v = qkv.unbind(1)  # [T, H, K]
         if self.scale != 1.0:
             q = q * self.scale
-        mixed = self.attend(q, k, v, packing, probs, seen).flatten(1)
-        if kept is not None:
-            mixed = mixed.index_select(0, kept)
+        mixed = packing.kept_of(self.attend(q, k, v, packing, probs, seen).flatten(1))
         return self.output(mixed) if residual is None else self.output.plus(mixed, residual)
 
     def attend(
@@ -256,8 +253,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward, each added to its input. What is normalised, and when, the kind of block says.
 
-    `forward`: [T, D] -> [T, D]; of the tokens `kept` [M], if there are any, [M, D]: these look at all, and no more is
-    made of the others. probs, past: as for `Attention`.
+    `forward`: [T, D] -> [T, D], or of the packing's `kept` tokens [M, D]. probs, past: as for `Attention`.
     """
 
     def __init__(self, attention: Attention, feed_forward: FeedForward, size: int, *, eps: float, dropout: float):
@@ -268,26 +264,15 @@ class Block(nn.Module):
         self.feed_forward_norm = LayerNorm(size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    @staticmethod
-    def of_kept(x: Tensor, kept: Tensor | None) -> Tensor:
-        """[T, D] -> [M, D]"""
-        return x if kept is None else x.index_select(0, kept)
-
 
 class PostNormBlock(Block):
     """Normalised after adding. Source: Vaswani 2017 §3.1."""
 
     def forward(
-        self,
-        x: Tensor,
-        packing: Packing,
-        probs: list[Tensor] | None = None,
-        past: LayerCache | None = None,
-        kept: Tensor | None = None,
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
     ) -> Tensor:
         """As `Block` says."""
-        mixed = self.attention(x, packing, probs, past, kept=kept)
-        x = self.attention_norm(self.of_kept(x, kept) + self.dropout(mixed))
+        x = self.attention_norm(packing.kept_of(x) + self.dropout(self.attention(x, packing, probs, past)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -295,14 +280,8 @@ class PreNormBlock(Block):
     """Normalised before each part; what is added up never is. Source: Radford 2019 §2.3."""
 
     def forward(
-        self,
-        x: Tensor,
-        packing: Packing,
-        probs: list[Tensor] | None = None,
-        past: LayerCache | None = None,
-        kept: Tensor | None = None,
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
     ) -> Tensor:
         """As `Block` says."""
-        mixed = self.attention(self.attention_norm(x), packing, probs, past, kept=kept)
-        x = self.of_kept(x, kept) + self.dropout(mixed)
+        x = packing.kept_of(x) + self.dropout(self.attention(self.attention_norm(x), packing, probs, past))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

@@ -24,6 +24,7 @@ class Packing(NamedTuple):
     longest: tokens in the longest row.
     pairwise: [B, S, S] bool, which token (row) may look at which (column); None: all real tokens of the row.
     causal: nothing looks at what comes after it, whatever else holds.
+    kept: [M] the packed tokens of which a block makes states; these look at all, as ever. None: of all.
     """
 
     batch: int
@@ -33,6 +34,7 @@ class Packing(NamedTuple):
     longest: int = 0
     pairwise: Tensor | None = None
     causal: bool = False
+    kept: Tensor | None = None
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, S, ...] -> [T, ...]"""
@@ -99,6 +101,10 @@ class Packing(NamedTuple):
         flags, ends = self.pack(wanted).clone(), self.ends(wanted.device)
         flags[ends[:-1][ends.diff() > 0]] = True
         return flags.nonzero().squeeze(1), find_padding(self.unpack(flags, fill=False))
+
+    def kept_of(self, packed: Tensor) -> Tensor:
+        """[T, D] -> [M, D], or as it is"""
+        return packed if self.kept is None else packed.index_select(0, self.kept)
 
     def real(self) -> Tensor | None:
         """[B, S] bool, True for a token; None: nothing is padding"""

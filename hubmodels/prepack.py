@@ -88,15 +88,10 @@ class FusedPostNormBlock(PostNormBlock):
     """`PostNormBlock` of packed maps, without dropout."""
 
     def forward(
-        self,
-        x: Tensor,
-        packing: Packing,
-        probs: list[Tensor] | None = None,
-        past: LayerCache | None = None,
-        kept: Tensor | None = None,
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
     ) -> Tensor:
         """As `Block` says."""
-        x = self.attention_norm(self.attention(x, packing, probs, past, self.of_kept(x, kept), kept))
+        x = self.attention_norm(self.attention(x, packing, probs, past, packing.kept_of(x)))
         return self.feed_forward_norm(_fed(self.feed_forward, x, x))
 
 
@@ -104,15 +99,10 @@ class FusedPreNormBlock(PreNormBlock):
     """`PreNormBlock` of packed maps, without dropout."""
 
     def forward(
-        self,
-        x: Tensor,
-        packing: Packing,
-        probs: list[Tensor] | None = None,
-        past: LayerCache | None = None,
-        kept: Tensor | None = None,
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
     ) -> Tensor:
         """As `Block` says."""
-        x = self.attention(self.attention_norm(x), packing, probs, past, self.of_kept(x, kept), kept)
+        x = self.attention(self.attention_norm(x), packing, probs, past, packing.kept_of(x))
         return _fed(self.feed_forward, self.feed_forward_norm(x), x)
 
 

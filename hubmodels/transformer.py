@@ -134,7 +134,8 @@ class Transformer(nn.Module):
             for number, layer in enumerate(self.layers):
                 run: Callable[..., Tensor] = partial(checkpoint, layer, use_reentrant=False) if again else layer
                 past = None if cache is None else cache.layers[number]
-                y = run(y, part, probs, past, kept if number == len(self.layers) - 1 else None)
+                is_cut = kept is not None and number == len(self.layers) - 1
+                y = run(y, part._replace(kept=kept) if is_cut else part, probs, past)
                 if states is not None:
                     states.append(y)
             done.append(y)

@@ -50,6 +50,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def write(tmp_path):
+    """text or bytes, a name -> the path of a file of that"""
+
+    def made(content: str | bytes, name: str = "text.txt") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The directory of the real all-MiniLM-L6-v2 (model.safetensors, vocab.txt, config.json)."""

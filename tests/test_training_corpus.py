@@ -39,18 +39,6 @@ def byte_pairs():
 
 
 @pytest.fixture
-def write(tmp_path):
-    """text or bytes, a name -> the path of a file of that"""
-
-    def made(content: str | bytes, name: str = "text.txt") -> Path:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return made
-
-
-@pytest.fixture
 def cache(tmp_path) -> Path:
     return tmp_path / "cache"
 

@@ -15,18 +15,6 @@ from hubmodels.training import text
 from hubmodels.training.text import FORMS, TextOptions, find_files, kind_of, read_sentences
 
 
-@pytest.fixture
-def write(tmp_path):
-    """text or bytes, a name -> the path of a file of that"""
-
-    def made(content: str | bytes, name: str = "text.txt") -> Path:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return made
-
-
 def read(path: Path, form: str = "sentences", **options) -> list[list[str]]:
     """Documents, each a list of sentences"""
     documents: list[list[str]] = [[]]
