@@ -16,7 +16,7 @@ from .errors import InputError
 from .graphs import GraphedStep, Record
 from .prepack import prepacked
 
-_WORTH_PACKING = 32  # steps: to pack the weights takes as long as some twenty of them save
+_WORTH_PACKING = 64  # steps: to pack the weights takes as long as twenty to sixty of them save
 Ending = Callable[[list[int]], bool]  # a row's new ids -> whether it ends with the last of them
 
 

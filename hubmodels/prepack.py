@@ -1,14 +1,10 @@
-"""A model laid out for inference on a CPU: weights packed once, additions and activations done with the products.
-
-torch's own product with a matrix as it stands in a file is not the fastest that torch has. Two packed layouts do
-better: oneDNN's, which is quickly made and serves rows of any number, and FBGEMM's for half precision, which takes a
-second or two and reads fastest where one token a row is bound by reading the weights (a language model's `accelerate`).
-"""
+"""A model laid out for inference: a copy whose linear maps are packed for a CPU, or whose blocks are CUDA graphs."""
 
 import copy
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +13,8 @@ from torch import Tensor, nn
 from .cache import LayerCache
 from .errors import InputError
 from .graphs import GraphedBlocks, Record, record_on_cuda
-from .kernels import has_varlen
+from .kernels import has_varlen, linear
 from .layers import (
-    ACTIVATIONS,
     Attention,
     Embeddings,
     FeedForward,
@@ -29,59 +24,12 @@ from .layers import (
     WordScores,
     has_hooks,
 )
+from .maps import HalfLinear, Int8Linear, Int8RowLinear, PackedLinear, PackedMap, PackedWordScores, RowLinear
 from .packing import Packing
 
 M = TypeVar("M", bound=nn.Module)
 _FBGEMM = ("x86", "fbgemm")  # torch's quantised engines that are it
-_LEAST = 1e-30  # what the largest number of a row of zeros is taken to be
-_TOKENS = 16  # oneDNN's layout is the same for more; that for a single one is 5 % faster for it, and slow for 8
-
-
-class PackedLinear(nn.Module):
-    """`Linear` on a weight in oneDNN's layout, for inputs of about `rows` rows. What inductor uses in frozen models."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = 1):
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-        self.bias, self.rows = bias, rows
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "weight": self.weight.to_dense()}  # nothing else of that layout can be copied
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out]"""
-        x = _as(self.weight.dtype, x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-    def bent(self, x: Tensor, activation: str) -> Tensor:
-        """[T, in] -> [T, out], and the activation of that"""
-        if activation not in _ACTIVATIONS:
-            return ACTIVATIONS[activation](self(x))
-        x = _as(self.weight.dtype, x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *_ACTIVATIONS[activation])
-
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[T, in], [T, out] -> [T, out], added to `residual`"""
-        x, residual = _as(self.weight.dtype, x), _as(self.weight.dtype, residual)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-
-
-def _as(dtype: torch.dtype, x: Tensor) -> Tensor:
-    """What a packed product takes: no other dtype, as autocast may make it, and nothing that waits for a gradient."""
-    return (x.detach() if x.requires_grad else x).to(dtype)
-
-
-# What oneDNN calls them, their parameters and their kind.
-_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
-    "gelu": ("gelu", [], "none"),
-    "gelu_new": ("gelu", [], "tanh"),
-    "relu": ("relu", [], ""),
-    "silu": ("swish", [], ""),
-}
+_TOKENS = 16  # oneDNN's layout is the same for more
 
 
 class FusedPostNormBlock(PostNormBlock):
@@ -111,87 +59,21 @@ def _fed(feed_forward: Any, x: Tensor, residual: Tensor) -> Tensor:
     return feed_forward.output.plus(feed_forward.inner.bent(x, feed_forward.activation), residual)
 
 
-class _FbgemmLinear(nn.Module):
-    """What FBGEMM multiplies; additions and activations come after, in float32."""
-
-    def bent(self, x: Tensor, activation: str) -> Tensor:
-        """[T, in] -> [T, out], and the activation of that"""
-        return ACTIVATIONS[activation](self(x))
-
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[T, in], [T, out] -> [T, out], added to `residual`"""
-        return self(x).add_(_as(torch.float32, residual))
-
-
-class HalfLinear(_FbgemmLinear):
-    """`Linear` on a half precision weight in FBGEMM's layout; inputs, sums and outputs are float32.
-
-    FBGEMM keeps float16: of a bfloat16 weight, numbers below 6e-5 lose digits, at most 3e-8 of their value.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        bias = None if bias is None else bias.detach().float()
-        self.weight = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out], float32"""
-        return torch.ops.quantized.linear_dynamic_fp16(_as(torch.float32, x), self.weight)
-
-
-class Int8Linear(_FbgemmLinear):
-    """`Linear` in whole numbers of 8 bits, in FBGEMM's layout: a scale for each row of the weight, and one for each
-    token as it comes, so that what becomes of a token does not depend on the others.
-
-    Inputs and outputs are float32. A weight's numbers go from -127 to 127. A token's do too if the CPU has VNNI, else
-    from -63 to 63: FBGEMM then adds up two products in 16 bits, which hold 2 * 127 * 127 and cut off what is more.
-    Source: Zafrir 2019 (Q8BERT) §3.1.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        weight = weight.detach().float()
-        scales = weight.abs().amax(1).clamp_(min=_LEAST) / 127  # [out]
-        whole = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
-        self.weight = torch.ops.quantized.linear_prepack(whole, None)
-        self.bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
-        self.steps = 127 if torch.cpu._is_vnni_supported() else 63
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out], float32"""
-        x = _as(torch.float32, x)
-        if len(x) == 0:
-            return x.new_empty(0, len(self.bias))
-        largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]: every token is scaled to -1 … 1
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return torch.addcmul(self.bias, product(x / largest, 1 / self.steps, self.steps + 1, self.weight), largest)
-
-
-_ADDS = (PackedLinear, HalfLinear, Int8Linear)  # maps that have `plus` and `bent`
 _FUSED: dict[type, type] = {PostNormBlock: FusedPostNormBlock, PreNormBlock: FusedPreNormBlock}
 
 
-class PackedWordScores(nn.Module):
-    """`WordScores` on the packed table; the one that is handed in is the one that was packed."""
-
-    def __init__(self, linear: nn.Module):
-        super().__init__()
-        self.linear: Any = linear
-
-    def forward(self, states: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[T, D] -> [T, V]"""
-        return self.linear(states) if bias is None else self.linear.plus(states, bias.expand(len(states), -1))
-
-
 def prepacked(model: M, rows: int) -> M:
-    """A copy of a model for inference, its linear maps packed by oneDNN for inputs of about `rows` tokens.
+    """A copy of a model for inference, its linear maps packed for inputs of about `rows` tokens.
 
     Where that is not possible it is the model itself. The copy costs as much memory as the maps, shares everything else
-    with the model, and does not see what becomes of the model's weights afterwards. A part that has hooks, or is of
-    another class than those of `layers`, goes on as it is. Dropout is left out where a block's additions are fused.
+    with the model, and does not see what becomes of the model's weights afterwards; but one for a single token
+    multiplies several by the model's own. A part that has hooks, or is of another class than those of `layers`, goes on
+    as it is. Dropout is left out where a block's additions are fused.
     """
-    if not _onednn_packs(_table(model)) or torch.is_autocast_enabled("cpu"):  # it would cast inputs, no packed weight
+    if not _onednn_packs(_table(model)):
         return model
+    if rows == 1 and _sums_rows(model):
+        return _twin(model, lambda weight, bias: RowLinear(weight, bias, partial(linear, weight=weight, bias=bias)))
     return _twin(model, lambda weight, bias: PackedLinear(weight, bias, rows))
 
 
@@ -201,7 +83,8 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
     It is called as the model is, equals it to the rounding of its dtype, and `acceleration` says what was done. Of a
     language model in half precision, and of any other where the CPU has no products of its dtype, it computes in
     float32 on the half precision weights, and is both faster and nearer to the model in float32 than the model itself.
-    Otherwise as `prepacked`. It is in eval mode, has no dropout and gives no gradients.
+    Otherwise as `prepacked`, a language model for one token and, beside it, for several: that costs as much memory
+    again as its maps. It is in eval mode, has no dropout and gives no gradients.
     dtype: of the packed weights; None: as they are; torch.int8: a quarter of float32's bytes, rounded to 255 steps for
     each row of a weight and each token, everything else in float32; for a token 127 steps where the CPU has no VNNI.
     Best where few tokens read all the weights.
@@ -221,9 +104,11 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
         _check_int8(model, dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*deprecated")  # torch has no other way yet to FBGEMM's layout
-            fast = _in_float32(_twin(model, Int8Linear))
+            fast = _in_float32(_twin(model, Int8RowLinear if generates else Int8Linear))
     elif (generates or not _onednn_packs(table)) and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
+    elif _onednn_packs(table) and _sums_rows(model):
+        fast = _twin(model, lambda weight, bias: RowLinear(weight, bias, PackedLinear(weight, bias, _TOKENS)))
     else:
         fast = prepacked(model, _TOKENS)
     if fast is model:
@@ -263,17 +148,18 @@ def _told(model: nn.Module, table: Tensor) -> str:
     kinds = (PackedLinear, HalfLinear, Int8Linear)
     counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in kinds}
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
+    single = ", for single tokens by rows" if any(isinstance(part, RowLinear) for part in model.modules()) else ""
     dtype = str(table.dtype).removeprefix("torch.")
     if getattr(model, "recorder", None):
-        return "steps of generation without beams are a CUDA graph, from 32 words on and until a row ends"
+        return "steps of generation without beams are a CUDA graph, from 64 words on and until a row ends"
     if getattr(getattr(model, "transformer", model), "shortcut", None):
         return f"the blocks are CUDA graphs, for numbers of tokens that are at most an eighth apart, in {dtype}"
     if counts[Int8Linear]:
-        return f"{counts[Int8Linear]} linear maps packed by FBGEMM in int8 from {dtype}, the rest computed in float32"
+        return f"{counts[Int8Linear]} linear maps packed by FBGEMM in int8 from {dtype}{single}, the rest in float32"
     if counts[HalfLinear]:
         return f"{counts[HalfLinear]} linear maps packed by FBGEMM from {dtype}, computed in float32"
     if counts[PackedLinear]:
-        return f"{counts[PackedLinear]} linear maps packed by oneDNN in {dtype}, {fused} blocks fused"
+        return f"{counts[PackedLinear]} linear maps packed by oneDNN in {dtype}{single}, {fused} blocks fused"
     why = "autocast is on" if torch.is_autocast_enabled("cpu") else f"torch has no packed layout of {dtype} here"
     return f"nothing: {why}"
 
@@ -295,6 +181,8 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
     def twin(module: nn.Module) -> nn.Module:
         if module in packed:
             return PackedWordScores(packed[module]) if isinstance(module, WordScores) else packed[module]
+        if isinstance(module, PackedMap):
+            return module
         if has_hooks(module) and module not in (model, getattr(model, "transformer", model)):
             return module
         copied = copy.copy(module)
@@ -314,7 +202,7 @@ def _fuses(block: Any) -> bool:
         type(attention).forward is Attention.forward and not has_hooks(attention) and "forward" not in vars(attention)
     )
     plain = plain and _is_plain(feed, FeedForward) and _is_plain(block.dropout, nn.Dropout)
-    return plain and all(type(m) in _ADDS for m in (attention.output, feed.inner, feed.output))
+    return plain and all(isinstance(m, PackedMap) for m in (attention.output, feed.inner, feed.output))
 
 
 def _is_plain(part: nn.Module, kind: type) -> bool:
@@ -363,7 +251,15 @@ def _fbgemm_packs(model: nn.Module) -> bool:
     return all(float(p.detach().abs().max()) < torch.finfo(torch.float16).max for p in model.parameters())
 
 
+def _sums_rows(model: nn.Module) -> bool:
+    """Whether FBGEMM's bags are there for a model that takes single tokens."""
+    engine = torch.backends.quantized.engine
+    return "scores" in model._modules and _table(model).dtype == torch.float32 and engine in _FBGEMM
+
+
 def _onednn_packs(weight: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu"):  # it would cast inputs, and no packed weight
+        return False
     if not (weight.is_cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

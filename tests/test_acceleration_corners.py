@@ -18,7 +18,8 @@ import hubmodels
 from hubmodels import cache, generation, transformer
 from hubmodels.errors import InputError
 from hubmodels.graphs import GraphedBlocks
-from hubmodels.prepack import Int8Linear, PackedLinear, accelerate, graphed
+from hubmodels.maps import Int8Linear, PackedLinear
+from hubmodels.prepack import accelerate, graphed
 
 FBGEMM = torch.backends.quantized.engine in ("x86", "fbgemm")
 WHOLE = pytest.mark.skipif(not FBGEMM, reason="torch has no FBGEMM for this CPU")

@@ -25,7 +25,8 @@ from hubmodels.errors import HubModelsError, InputError
 from hubmodels.families import bert as berts
 from hubmodels.families import gpt as gpts
 from hubmodels.families import gpt2 as gpt2s
-from hubmodels.prepack import PackedLinear, accelerate
+from hubmodels.maps import Int8RowLinear, PackedLinear, RowLinear
+from hubmodels.prepack import accelerate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -290,11 +291,21 @@ def test_products_alone_are_of_the_models_dtype(monkeypatch):
     assert given == [torch.bfloat16] * 4 * LAYERS
 
 
-@pytest.mark.parametrize("dtype", [None, pytest.param(torch.int8, marks=INT8)])
-def test_there_is_no_floor_where_onednn_packed_nothing(bert, gpt2, dtype):
+@INT8
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_products_alone_of_a_single_row_are_those_that_take_one(gpt2, dtype, monkeypatch):
+    seen = []
+    kind = RowLinear if dtype is None else Int8RowLinear
+    real = kind.summed
+    monkeypatch.setattr(kind, "summed", lambda self, given: seen.append(1) or real(self, given))
+    with torch.inference_mode():
+        products_alone(gpt2, accelerate(gpt2, dtype), cell_of(4, new=5), decodes=True)()
+    assert len(seen) == 5 * (4 * LAYERS + 1)
+
+
+def test_there_is_no_floor_where_nothing_is_packed(bert, gpt2):
     for model, decodes in ((bert, False), (gpt2, True)):
-        fast = model if dtype is None else accelerate(model, dtype)
-        assert products_alone(model, fast, cell_of(4, 4, new=2), decodes) is None
+        assert products_alone(model, model, cell_of(4, 4, new=2), decodes) is None
 
 
 def breaks(error: Exception):
@@ -509,7 +520,7 @@ def test_ours_are_timed_in_every_dtype(monkeypatch, tmp_path, directories, kind,
     timings = by_system(found.timings)
     assert found.curves == []
     assert [system for system in timings if system != FLOOR] == OURS[dtype]
-    assert (FLOOR in timings) == (dtype == "float32" or (dtype == "bfloat16" and kind == "bert" and PACKS_BF16))
+    assert FLOOR in timings
     for timing in timings.values():
         assert (timing.model, timing.dtype, timing.cell, timing.tokens) == (name, dtype, cell, tokens)
         assert timing.error is None
@@ -552,7 +563,7 @@ def test_only_the_ragged_batch_is_sorted(directories):
 def test_int8_is_beside_transformers_in_float32(directories, kind, cell):
     plan = plan_of(directories[kind], dtypes=("int8",), cells=(cell,), peers=("transformers",))
     timings = by_system(bench(plan).timings)
-    assert list(timings) == ["transformers, float32", "accelerated", "transformers"]
+    assert list(timings) == ["transformers, float32", "accelerated", "transformers", FLOOR]
     assert timings["transformers, float32"].ratios == (1.0,)
     assert "int8" in timings["transformers"].error
     assert timings["transformers"].seconds == ()

@@ -33,7 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "layers": {"kernels", "cache", "packing", "errors"},
     "graphs": {"layers", "cache", "packing"},
     "transformer": {"layers", "cache", "packing", "errors"},
-    "prepack": {"graphs", "layers", "kernels", "cache", "packing", "errors"},
+    "maps": {"layers"},
+    "prepack": {"maps", "graphs", "layers", "kernels", "cache", "packing", "errors"},
     "generation": {"prepack", "graphs", "cache", "errors"},
     "heads": {"transformer", "layers", "errors"},
     "language_model": {"heads", "generation", "graphs", "transformer", "layers", "packing", "errors"},
@@ -112,7 +113,7 @@ ROOMS: dict[str, set[str]] = {
         "checkpoint.config",
         "errors",
     },
-    "bench": {"", "hub", "prepack", "catalog", "errors"},
+    "bench": {"", "hub", "maps", "catalog", "errors"},
     "cli": {
         "",
         "bench",
@@ -153,7 +154,7 @@ SIDES = {
     "store and commands": STORE,
     "formats": FORMATS,
     "checkpoints": CHECKPOINTS,
-    "acceleration": {"kernels", "prepack", "graphs"},
+    "acceleration": {"kernels", "maps", "prepack", "graphs"},
     "benchmark": {"bench"},
 }
 LONGEST_FUNCTION = 60

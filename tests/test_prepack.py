@@ -1,5 +1,7 @@
 """The packed copy of a language model: equal to it, apart from it where weights are packed, and only where possible."""
 
+import copy
+
 import pytest
 import torch
 from reference import distance
@@ -10,14 +12,19 @@ import hubmodels
 from hubmodels import generation, prepack
 from hubmodels.errors import InputError
 from hubmodels.layers import Linear, WordScores
-from hubmodels.prepack import HalfLinear, Int8Linear, PackedLinear, PackedWordScores, accelerate, prepacked
+from hubmodels.maps import HalfLinear, Int8Linear, Int8RowLinear, PackedLinear, PackedWordScores, RowLinear
+from hubmodels.prepack import accelerate, prepacked
 
 NAMES = ("gpt", "gpt2")
 LINEARS = 3 * 4  # qkv, output, inner, output of each layer
 
 
-def kinds(model) -> dict[type, int]:
-    return {kind: sum(type(m) is kind for m in model.modules()) for kind in (Linear, PackedLinear, PackedWordScores)}
+FBGEMM = torch.backends.quantized.engine in ("x86", "fbgemm")
+WHOLE = pytest.mark.skipif(not FBGEMM, reason="torch has no FBGEMM for this CPU")
+
+
+def kinds(model, packed: type = PackedLinear) -> dict[type, int]:
+    return {kind: sum(type(m) is kind for m in model.modules()) for kind in (Linear, packed, PackedWordScores)}
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100])
@@ -27,7 +34,8 @@ def test_packed_equals_plain(name, rows):
     _, ids, mask = ragged("interleaved")
     with torch.inference_mode():
         packed = prepacked(model, rows)
-        assert kinds(packed) == {Linear: 0, PackedLinear: LINEARS + 1, PackedWordScores: 1}
+        kind = RowLinear if rows == 1 and FBGEMM else PackedLinear
+        assert kinds(packed, kind) == {Linear: 0, kind: LINEARS + 1, PackedWordScores: 1}
         for inputs in ((ids, mask), (ids,), (ids[:1, :1],)):
             assert distance(packed(*inputs).logits, model(*inputs).logits) <= 1e-5
 
@@ -193,8 +201,6 @@ def test_packed_or_not_the_same_words_come_out(monkeypatch, name):
 # Packed once, to keep
 
 HALF = [torch.bfloat16, torch.float16]
-FBGEMM = torch.backends.quantized.engine in ("x86", "fbgemm")
-WHOLE = pytest.mark.skipif(not FBGEMM, reason="torch has no FBGEMM for this CPU")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -505,11 +511,100 @@ def test_a_language_model_in_whole_numbers_generates_for_each_row_what_it_would_
     fast = accelerate(model, torch.int8)
     prompts, ids, mask = ragged("left")
     together = fast.generate(ids, mask, max_new_tokens=6)
-    alone = [fast.generate(prompt[None], max_new_tokens=6)[0] for prompt in prompts]
+    alone = [fast.generate(prompt.expand(2, -1), max_new_tokens=6)[0] for prompt in prompts]
     assert [row.ids for row in together] == [row.ids for row in alone]
     with torch.inference_mode():
         logits, expected = (each(prompts_of()).logits for each in (fast, model))
     assert float((logits - expected).norm() / expected.norm()) <= 0.1
+
+
+# A single token
+
+
+@WHOLE
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("size", "out"), [(1, 1), (5, 7), (40, 96), (64, 97), (96, 300), (3072, 768)])
+def test_a_single_token_is_multiplied_as_several_are(size, out, bias):
+    draw = torch.Generator().manual_seed(2)
+    weight, x = torch.randn(out, size, generator=draw), torch.randn(1, size, generator=draw)
+    offset, residual = (torch.randn(out, generator=draw) if bias else None), torch.randn(1, out, generator=draw)
+    rows = RowLinear(weight, offset, lambda _: pytest.fail("it was one token"))
+    right = torch.nn.functional.linear(x.double(), weight.double(), None if offset is None else offset.double())
+    assert distance(rows(x), right) <= 1e-6 * size**0.5 * float(weight.abs().max() * x.abs().max())
+    assert torch.equal(rows.plus(x, residual), rows(x) + residual)
+    assert torch.equal(rows.bent(x, "silu"), torch.nn.functional.silu(rows(x)))
+    assert torch.equal(rows(x.clone().requires_grad_()), rows(x))
+
+
+@WHOLE
+@pytest.mark.parametrize("tokens", [0, 2, 9])
+def test_any_other_number_of_tokens_goes_the_other_way(tokens):
+    x, weight = torch.randn(tokens, 6), torch.randn(10, 6)
+    assert torch.equal(RowLinear(weight, None, lambda x: x + 1)(x), x + 1)
+    assert Int8RowLinear(weight, None)(x).shape == (tokens, 10)
+
+
+@WHOLE
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # `accelerate` silences it
+@pytest.mark.parametrize("bias", [True, False])
+def test_of_a_single_token_in_whole_numbers_the_weights_alone_are_rounded(bias):
+    """To 255 steps between the least and the greatest of the numbers that an input has in a bag."""
+    draw = torch.Generator().manual_seed(3)
+    weight = torch.randn(300, 64, generator=draw) * torch.logspace(-2, 2, 64)  # of inputs that differ by far
+    x, offset = torch.randn(1, 64, generator=draw), (torch.randn(300, generator=draw) if bias else None)
+    bags = nn.functional.pad(weight, (0, 0, 0, 84)).unflatten(0, (-1, 96))  # [4, 96, 64]
+    step = (bags.amax(1) - bags.amin(1)) / 255  # [4, 64]
+    bound = (x.abs() * step * 0.51).sum(1).repeat_interleave(96)[:300]  # half a step for each product
+    right = torch.nn.functional.linear(x, weight, offset)
+    rows = Int8RowLinear(weight, offset)
+    assert ((rows(x) - right).abs()[0] <= bound).all()
+    assert float((rows(x) - right).norm()) < float((rows.many(x) - right).norm()) / 3
+
+
+@WHOLE
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_language_model_takes_single_tokens_by_rows(name, dtype, monkeypatch):
+    model, _ = pair(name, torch.float32, std=0.2)
+    fast, seen, kind = accelerate(model, dtype), [], RowLinear if dtype is None else Int8RowLinear
+    assert kinds(fast, kind) == {Linear: 0, kind: LINEARS + 1, PackedWordScores: 1}
+    summed = kind.summed
+    monkeypatch.setattr(kind, "summed", lambda self, given: seen.append(1) or summed(self, given))
+    found = fast.generate(prompts_of(1), max_new_tokens=5)
+    assert len(seen) == 4 * (LINEARS + 1) + 1  # each step, and the scores of the prompt's last
+    if dtype is None:
+        assert found == model.generate(prompts_of(1), max_new_tokens=5)
+
+
+@WHOLE
+def test_several_tokens_go_by_the_models_own_weights_where_it_was_packed_for_one():
+    model, _ = pair("gpt2", torch.float32, std=0.2)
+    packed = prepacked(model, 1)
+    held = {p.data_ptr() for p in model.parameters()}
+    many = [part.many.keywords["weight"].data_ptr() for part in packed.modules() if isinstance(part, RowLinear)]
+    assert len(many) == LINEARS + 1
+    assert set(many) <= held
+    with torch.inference_mode():
+        assert distance(packed(prompts_of()).logits, model(prompts_of()).logits) <= 1e-6
+
+
+@WHOLE
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_what_is_packed_is_not_copied_again(dtype, monkeypatch):
+    """Generation makes a twin of a model that is accelerated already."""
+    fast = accelerate(pair("gpt2", torch.float32)[0], dtype)
+    monkeypatch.setattr(PackedLinear, "__getstate__", lambda self: pytest.fail("copied"))
+    again = prepacked(fast, 1)
+    assert {part for part in fast.modules() if isinstance(part, RowLinear)} <= set(again.modules())
+
+
+@WHOLE
+def test_an_accelerated_language_model_can_be_copied():
+    model, _ = pair("gpt2", torch.float32, std=0.2)
+    fast = accelerate(model)
+    with torch.inference_mode():
+        for ids in (prompts_of(), prompts_of(1)[:, :1]):
+            assert torch.equal(copy.deepcopy(fast)(ids).logits, fast(ids).logits)
 
 
 def test_other_dtypes_than_int8_are_refused(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import accelerate
-from ..prepack import PackedLinear
+from ..maps import PackedMap
 from .peers import DECODERS, ENCODERS, ON_CPU, PeerError
 from .workloads import Cell
 
@@ -69,14 +69,14 @@ def sorted_buckets(run: Run) -> Run:
 def products_alone(model: Any, fast: Any, cell: Cell, decodes: bool) -> Callable[[], None] | None:
     """The packed maps of an accelerated model on as many rows as the cell's tokens, and nothing else.
 
-    Nothing that computes them all can be faster on this machine. None: none are packed by oneDNN.
+    Nothing that computes them all in torch can be faster on this machine. None: none are packed.
     """
     rows, steps = (len(cell.input_ids), cell.new) if decodes else (cell.tokens, 1)
     plain = dict(model.named_modules())
     table = model.transformer.embeddings.word.weight if decodes else None  # what the scores' map was packed of
     maps = []
     for name, part in fast.named_modules():
-        if isinstance(part, PackedLinear):
+        if isinstance(part, PackedMap) and not name.endswith(".many"):  # which is a part of the map that has it
             like = getattr(plain.get(name), "weight", table)
             if like is not None and "pooler" not in name:
                 maps.append((part, torch.ones(rows, like.shape[1], dtype=like.dtype)))

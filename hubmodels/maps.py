@@ -1,0 +1,186 @@
+"""Linear maps on weights that are packed for inference on a CPU, additions and activations done with the products.
+
+torch's own product with a matrix as it stands in a file is not the fastest that torch has. Three layouts do better:
+oneDNN's, which is quickly made and serves rows of any number; FBGEMM's for half precision and whole numbers, which
+takes a second or two; and, for a single row, that of an embedding bag.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ACTIVATIONS
+
+_LEAST = 1e-30  # what the largest number of a row of zeros is taken to be
+_WIDTH = 96  # numbers of a bag: as many as FBGEMM sums up in a CPU's registers; half or twice as many are slower
+
+
+class PackedMap(nn.Module):
+    """What stands for a `Linear` in an inference copy, and does with its output what would come next."""
+
+    def bent(self, x: Tensor, activation: str) -> Tensor:
+        """[T, in] -> [T, out], and the activation of that"""
+        return ACTIVATIONS[activation](self(x))
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[T, in], [T, out] -> [T, out], added to `residual`"""
+        y = self(x)
+        return y.add_(_as(y.dtype, residual))
+
+
+def _as(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """What a packed product takes: no other dtype, as autocast may make it, and nothing that waits for a gradient."""
+    return (x.detach() if x.requires_grad else x).to(dtype)
+
+
+# What oneDNN calls them, their parameters and their kind.
+_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
+    "gelu": ("gelu", [], "none"),
+    "gelu_new": ("gelu", [], "tanh"),
+    "relu": ("relu", [], ""),
+    "silu": ("swish", [], ""),
+}
+
+
+class PackedLinear(PackedMap):
+    """`Linear` on a weight in oneDNN's layout, for inputs of about `rows` rows. What inductor uses in frozen models."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = 1):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+        self.bias, self.rows = bias, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "weight": self.weight.to_dense()}  # nothing else of that layout can be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]"""
+        x = _as(self.weight.dtype, x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def bent(self, x: Tensor, activation: str) -> Tensor:
+        """As `PackedMap`"""
+        if activation not in _ACTIVATIONS:
+            return super().bent(x, activation)
+        x = _as(self.weight.dtype, x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *_ACTIVATIONS[activation])
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """As `PackedMap`"""
+        x, residual = _as(self.weight.dtype, x), _as(self.weight.dtype, residual)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+
+
+class HalfLinear(PackedMap):
+    """`Linear` on a half precision weight in FBGEMM's layout; inputs, sums and outputs are float32.
+
+    FBGEMM keeps float16: of a bfloat16 weight, numbers below 6e-5 lose digits, at most 3e-8 of their value.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        bias = None if bias is None else bias.detach().float()
+        self.weight = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out], float32"""
+        return torch.ops.quantized.linear_dynamic_fp16(_as(torch.float32, x), self.weight)
+
+
+class Int8Linear(PackedMap):
+    """`Linear` in whole numbers of 8 bits, in FBGEMM's layout: a scale for each row of the weight, and one for each
+    token as it comes, so that what becomes of a token does not depend on the others.
+
+    Inputs and outputs are float32. A weight's numbers go from -127 to 127. A token's do too if the CPU has VNNI, else
+    from -63 to 63: FBGEMM then adds up two products in 16 bits, which hold 2 * 127 * 127 and cut off what is more.
+    Source: Zafrir 2019 (Q8BERT) §3.1.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        weight = weight.detach().float()
+        scales = weight.abs().amax(1).clamp_(min=_LEAST) / 127  # [out]
+        whole = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
+        self.weight = torch.ops.quantized.linear_prepack(whole, None)
+        self.bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
+        self.steps = 127 if torch.cpu._is_vnni_supported() else 63
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out], float32"""
+        x = _as(torch.float32, x)
+        if len(x) == 0:
+            return x.new_empty(0, len(self.bias))
+        largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]: every token is scaled to -1 … 1
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return torch.addcmul(self.bias, product(x / largest, 1 / self.steps, self.steps + 1, self.weight), largest)
+
+
+class RowLinear(PackedMap):
+    """`Linear` of a single token, as a language model takes them one by one; `many` multiplies any other number.
+
+    Such a product reads a matrix and does little else, and torch's products for it reach half to two thirds of the
+    speed at which memory can be read (docs/performance.md). It is also a sum of the matrix's columns, each times a
+    number of the token: an embedding bag with weights, whose kernel in FBGEMM fetches ahead and reaches nine tenths.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, many: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.many, self.bias, self.shape = many, bias, weight.shape
+        parts = weight.detach().split(min(_WIDTH, len(weight)))  # a bag makes so many neighbours of the output
+        bags = weight.new_zeros(len(parts), weight.shape[1], len(parts[0]))
+        for bag, part in zip(bags, parts, strict=True):  # one by one torch turns them in a third of the time
+            bag[:, : len(part)] = part.T
+        self.columns = self.packed(bags.flatten(0, 1))
+        self.indices = torch.arange(len(self.columns), dtype=torch.int32)
+        self.begins = self.indices[:: weight.shape[1]].contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]"""
+        if len(x) != 1:
+            return self.many(x)
+        given = _as(torch.float32, x).expand(len(self.begins), -1).reshape(-1)  # [bags * in]
+        y = self.summed(given).view(1, -1)[:, : self.shape[0]]
+        return y if self.bias is None else y + self.bias
+
+    def packed(self, columns: Tensor) -> Tensor:
+        """[bags * in, width] -> as they are held"""
+        return columns
+
+    def summed(self, given: Tensor) -> Tensor:
+        """What to multiply each column with [bags * in] -> [bags, width]"""
+        return torch.embedding_bag(self.columns, self.indices, self.begins, per_sample_weights=given)[0]
+
+
+class Int8RowLinear(RowLinear):
+    """`RowLinear` whose columns are rounded to 8 bits, each bag's by a scale of its own; the token is not rounded."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        bias = None if bias is None else bias.detach().float()
+        super().__init__(weight.float(), bias, Int8Linear(weight, bias))
+
+    def packed(self, columns: Tensor) -> Tensor:
+        """As `RowLinear`"""
+        return torch.ops.quantized.embedding_bag_byte_prepack(columns)
+
+    def summed(self, given: Tensor) -> Tensor:
+        """As `RowLinear`"""
+        bag = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
+        return bag(self.columns, self.indices, self.begins, per_sample_weights=given)
+
+
+class PackedWordScores(nn.Module):
+    """`WordScores` on the packed table; the one that is handed in is the one that was packed."""
+
+    def __init__(self, linear: nn.Module):
+        super().__init__()
+        self.linear: Any = linear
+
+    def forward(self, states: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[T, D] -> [T, V]"""
+        return self.linear(states) if bias is None else self.linear.plus(states, bias.expand(len(states), -1))
