@@ -5,7 +5,6 @@ oneDNN's, which is quickly made and serves rows of any number; FBGEMM's for half
 takes a second or two; and, for a single row, that of an embedding bag.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -126,10 +125,11 @@ class RowLinear(PackedMap):
 
     Such a product reads a matrix and does little else, and torch's products for it reach half to two thirds of the
     speed at which memory can be read (docs/performance.md). It is also a sum of the matrix's columns, each times a
-    number of the token: an embedding bag with weights, whose kernel in FBGEMM fetches ahead and reaches nine tenths.
+    number of the token: an embedding bag with weights, whose kernel in FBGEMM fetches ahead and comes nearer to it.
+    many: [T, in] -> [T, out], another `PackedMap` or a function.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, many: Callable[[Tensor], Tensor]):
+    def __init__(self, weight: Tensor, bias: Tensor | None, many: Any):
         super().__init__()
         self.many, self.bias, self.shape = many, bias, weight.shape
         parts = weight.detach().split(min(_WIDTH, len(weight)))  # a bag makes so many neighbours of the output
@@ -147,6 +147,16 @@ class RowLinear(PackedMap):
         given = _as(torch.float32, x).expand(len(self.begins), -1).reshape(-1)  # [bags * in]
         y = self.summed(given).view(1, -1)[:, : self.shape[0]]
         return y if self.bias is None else y + self.bias
+
+    def bent(self, x: Tensor, activation: str) -> Tensor:
+        """As `PackedMap`"""
+        others = len(x) != 1 and isinstance(self.many, PackedMap)
+        return self.many.bent(x, activation) if others else super().bent(x, activation)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """As `PackedMap`"""
+        others = len(x) != 1 and isinstance(self.many, PackedMap)
+        return self.many.plus(x, residual) if others else super().plus(x, residual)
 
     def packed(self, columns: Tensor) -> Tensor:
         """[bags * in, width] -> as they are held"""

@@ -541,7 +541,10 @@ def test_a_single_token_is_multiplied_as_several_are(size, out, bias):
 def test_any_other_number_of_tokens_goes_the_other_way(tokens):
     x, weight = torch.randn(tokens, 6), torch.randn(10, 6)
     assert torch.equal(RowLinear(weight, None, lambda x: x + 1)(x), x + 1)
-    assert Int8RowLinear(weight, None)(x).shape == (tokens, 10)
+    rows, residual = Int8RowLinear(weight, None), torch.randn(tokens, 10)
+    assert rows(x).shape == (tokens, 10)
+    assert torch.equal(rows.bent(x, "relu"), rows.many(x).relu())
+    assert torch.equal(rows.plus(x, residual), rows.many(x) + residual)
 
 
 @WHOLE
