@@ -9,8 +9,7 @@
 
     Trainer     transformers' Trainer.train(), fused AdamW, gradients clipped, its batches padded to the longest row
     plain loop  the same model in five lines of torch
-    hubmodels   BertForMaskedLM in the same five lines: packed tokens, words predicted where there is a label
-                in a process that keeps freed memory (`hubmodels.training.allocator`), as `hubmodels pretrain` does
+    hubmodels   what `hubmodels pretrain` does with a batch, in a process that keeps freed memory, as it has
     products    the matrix products of hubmodels' linear maps, forwards and backwards, and nothing else: its floor
 
 All start from the same weights and see the same batches, collated from lists within what is timed. Each is a process of
@@ -45,6 +44,11 @@ from hubmodels.kernels import linear
 from hubmodels.layers import Linear
 from hubmodels.tokenizers import WordPieceTokenizer
 from hubmodels.training.allocator import keep_freed_memory
+from hubmodels.training.batches import MicroBatch
+from hubmodels.training.distributed import World
+from hubmodels.training.engine import Engine
+from hubmodels.training.objectives import WORDS
+from hubmodels.training.settings import Settings as TrainingSettings
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 ROWS = {"full": 8, "lines": 64, "paragraphs": 16}
@@ -142,6 +146,20 @@ def make_step(model: nn.Module, settings: Settings) -> Callable[[list[Row]], Non
     return step
 
 
+def engine_step(model: nn.Module, settings: Settings) -> Callable[[list[Row]], None]:
+    """What `hubmodels pretrain` does with a batch"""
+    precision = "bf16" if settings.dtype == "bfloat16" else "fp32"
+    chosen = TrainingSettings(steps=settings.steps, weight_decay=DECAY, clip=CLIP, precision=precision)
+    engine = Engine(model, chosen, World(0, 1, torch.device("cpu")))
+
+    def step(rows: list[Row]) -> None:
+        labels = sum(i != IGNORED for row in rows for i in row["labels"])
+        engine.backward(0, [MicroBatch(collate(rows), {WORDS: labels}, count_tokens(rows))], {WORDS: labels})
+        engine.update(RATE)
+
+    return step
+
+
 def run_trainer(model: nn.Module, rows: list[Row], settings: Settings, wait: Callable[[], None], done: Done) -> None:
     """As `contend`"""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -232,7 +250,7 @@ def contend(system: str, settings: Settings, directory: Path, pipe: Any) -> None
     if system == TRAINER:
         run_trainer(model, rows, settings, pipe.recv, done)
     else:
-        step = make_step(model, settings)
+        step = engine_step(model, settings) if system == OURS else make_step(model, settings)
         for batch in batches:
             maps = maps_of(model, batch, settings) if system == PRODUCTS else None
             pipe.recv()

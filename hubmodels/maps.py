@@ -123,9 +123,9 @@ class Int8Linear(PackedMap):
 class RowLinear(PackedMap):
     """`Linear` of a single token, as a language model takes them one by one; `many` multiplies any other number.
 
-    Such a product reads a matrix and does little else, and torch's products for it reach half to two thirds of the
-    speed at which memory can be read (docs/performance.md). It is also a sum of the matrix's columns, each times a
-    number of the token: an embedding bag with weights, whose kernel in FBGEMM fetches ahead and comes nearer to it.
+    Such a product reads a matrix and does little else, and torch's usual ones are slower than the memory is
+    (docs/performance.md). It is also a sum of the matrix's columns, each times a number of the token: an embedding bag
+    with weights, whose kernel in FBGEMM fetches ahead.
     many: [T, in] -> [T, out], another `PackedMap` or a function.
     """
 
