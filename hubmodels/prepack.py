@@ -87,7 +87,8 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
     again as its maps. It is in eval mode, has no dropout and gives no gradients.
     dtype: of the packed weights; None: as they are; torch.int8: a quarter of float32's bytes, rounded to 255 steps for
     each row of a weight and each token, everything else in float32; for a token 127 steps where the CPU has no VNNI.
-    Best where few tokens read all the weights.
+    Best where few tokens read all the weights. A language model's weights are held once more for a single token, which
+    is not rounded itself: alone, a text's words may be others than beside other texts.
     On a GPU nothing is packed: an encoder in half precision runs its blocks, and a language model the steps of its
     generation, as CUDA graphs.
     Raises InputError for what is no model of this library, is elsewhere, or a dtype that cannot be packed here.
