@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hubmodels.maps import HalfLinear, Int8Linear, Int8RowLinear, PackedLinear, RowLinear
+from hubmodels.maps import HalfLinear, Int8Linear, Int8RowLinear, PackedLinear, PlainMap, RowLinear
 
 SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
 WORDS, LAYERS = (50257, 768), 12
@@ -32,7 +32,7 @@ def by_onednn(weight: Tensor) -> Product:
 
 # What makes a product of a matrix, bytes for each of its numbers, and the error allowed, as a part of the result's norm
 WAYS: dict[str, tuple[Callable[[Tensor], Product], float, float]] = {
-    "float32, as a bag of columns": (lambda w: RowLinear(w, None, None), 4, 1e-6),
+    "float32, as a bag of columns": (lambda w: RowLinear(w, None, PlainMap(w, None)), 4, 1e-6),
     "float32, oneDNN on the plain matrix": (by_onednn, 4, 1e-6),
     "float32, oneDNN packed": (lambda w: PackedLinear(w, None, 16), 4, 1e-6),
     "float32, MKL": (lambda w: lambda x: torch.mv(w, x[0])[None], 4, 1e-6),

@@ -153,8 +153,8 @@ def engine_step(model: nn.Module, settings: Settings) -> Callable[[list[Row]], N
     engine = Engine(model, chosen, World(0, 1, torch.device("cpu")))
 
     def step(rows: list[Row]) -> None:
-        labels = sum(i != IGNORED for row in rows for i in row["labels"])
-        engine.backward(0, [MicroBatch(collate(rows), {WORDS: labels}, count_tokens(rows))], {WORDS: labels})
+        counts = {WORDS: count_labels(rows)}
+        engine.backward(0, [MicroBatch(collate(rows), counts, count_tokens(rows))], counts)
         engine.update(RATE)
 
     return step
@@ -219,7 +219,7 @@ class Maps(NamedTuple):
 
 
 def maps_of(model: Any, rows: list[Row], settings: Settings) -> Maps:
-    tokens, labels = count_tokens(rows), sum(i != IGNORED for row in rows for i in row["labels"])
+    tokens, labels = count_tokens(rows), count_labels(rows)
     *_, last = model.transformer.layers  # which is finished for the labels and each row's first token
     fewer = {id(part) for side in (last.attention.output, last.feed_forward) for part in side.modules()}
     parts = [part for part in model.transformer.layers.modules() if isinstance(part, Linear)]
@@ -232,6 +232,10 @@ def maps_of(model: Any, rows: list[Row], settings: Settings) -> Maps:
 
 def count_tokens(rows: list[Row]) -> int:
     return sum(len(row["labels"]) for row in rows)
+
+
+def count_labels(rows: list[Row]) -> int:
+    return sum(i != IGNORED for row in rows for i in row["labels"])
 
 
 def contend(system: str, settings: Settings, directory: Path, pipe: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .kernels import linear
 from .layers import ACTIVATIONS
 
 _LEAST = 1e-30  # what the largest number of a row of zeros is taken to be
@@ -76,6 +77,18 @@ class PackedLinear(PackedMap):
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
 
 
+class PlainMap(PackedMap):
+    """`Linear` on the model's own weight, which is shared and not packed."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]"""
+        return linear(x, self.weight, self.bias)
+
+
 class HalfLinear(PackedMap):
     """`Linear` on a half precision weight in FBGEMM's layout; inputs, sums and outputs are float32.
 
@@ -126,12 +139,11 @@ class RowLinear(PackedMap):
     Such a product reads a matrix and does little else, and torch's usual ones are slower than the memory is
     (docs/performance.md). It is also a sum of the matrix's columns, each times a number of the token: an embedding bag
     with weights, whose kernel in FBGEMM fetches ahead.
-    many: [T, in] -> [T, out], another `PackedMap` or a function.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, many: Any):
+    def __init__(self, weight: Tensor, bias: Tensor | None, many: PackedMap):
         super().__init__()
-        self.many, self.bias, self.shape = many, bias, weight.shape
+        self.many, self.bias, self.size = many, bias, len(weight)
         parts = weight.detach().split(min(_WIDTH, len(weight)))  # a bag makes so many neighbours of the output
         bags = weight.new_zeros(len(parts), weight.shape[1], len(parts[0]))
         for bag, part in zip(bags, parts, strict=True):  # one by one torch turns them in a third of the time
@@ -145,18 +157,16 @@ class RowLinear(PackedMap):
         if len(x) != 1:
             return self.many(x)
         given = _as(torch.float32, x).expand(len(self.begins), -1).reshape(-1)  # [bags * in]
-        y = self.summed(given).view(1, -1)[:, : self.shape[0]]
+        y = self.summed(given).view(1, -1)[:, : self.size]
         return y if self.bias is None else y + self.bias
 
     def bent(self, x: Tensor, activation: str) -> Tensor:
         """As `PackedMap`"""
-        others = len(x) != 1 and isinstance(self.many, PackedMap)
-        return self.many.bent(x, activation) if others else super().bent(x, activation)
+        return super().bent(x, activation) if len(x) == 1 else self.many.bent(x, activation)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """As `PackedMap`"""
-        others = len(x) != 1 and isinstance(self.many, PackedMap)
-        return self.many.plus(x, residual) if others else super().plus(x, residual)
+        return super().plus(x, residual) if len(x) == 1 else self.many.plus(x, residual)
 
     def packed(self, columns: Tensor) -> Tensor:
         """[bags * in, width] -> as they are held"""
@@ -171,7 +181,6 @@ class Int8RowLinear(RowLinear):
     """`RowLinear` whose columns are rounded to 8 bits, each bag's by a scale of its own; the token is not rounded."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        bias = None if bias is None else bias.detach().float()
         super().__init__(weight.float(), bias, Int8Linear(weight, bias))
 
     def packed(self, columns: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from .cache import LayerCache
 from .errors import InputError
 from .graphs import GraphedBlocks, Record, record_on_cuda
-from .kernels import has_varlen, linear
+from .kernels import has_varlen
 from .layers import (
     Attention,
     Embeddings,
@@ -24,7 +23,16 @@ from .layers import (
     WordScores,
     has_hooks,
 )
-from .maps import HalfLinear, Int8Linear, Int8RowLinear, PackedLinear, PackedMap, PackedWordScores, RowLinear
+from .maps import (
+    HalfLinear,
+    Int8Linear,
+    Int8RowLinear,
+    PackedLinear,
+    PackedMap,
+    PackedWordScores,
+    PlainMap,
+    RowLinear,
+)
 from .packing import Packing
 
 M = TypeVar("M", bound=nn.Module)
@@ -70,10 +78,10 @@ def prepacked(model: M, rows: int) -> M:
     multiplies several by the model's own. A part that has hooks, or is of another class than those of `layers`, goes on
     as it is. Dropout is left out where a block's additions are fused.
     """
-    if not _onednn_packs(_table(model)):
+    if not _packs(model):
         return model
     if rows == 1 and _sums_rows(model):
-        return _twin(model, lambda weight, bias: RowLinear(weight, bias, partial(linear, weight=weight, bias=bias)))
+        return _twin(model, lambda weight, bias: RowLinear(weight, bias, PlainMap(weight, bias)))
     return _twin(model, lambda weight, bias: PackedLinear(weight, bias, rows))
 
 
@@ -96,7 +104,7 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
     table = _table(model)
     if not (table.is_cpu or table.is_cuda):
         raise InputError(f"accelerate: expected a model on a CPU or a GPU, got one on {table.device}")
-    generates = "scores" in model._modules
+    generates = _generates(model)
     if table.is_cuda:
         if dtype is not None:
             raise InputError(f"accelerate: dtype = {dtype}: expected None on {table.device}, where nothing is packed")
@@ -108,7 +116,7 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
             fast = _in_float32(_twin(model, Int8RowLinear if generates else Int8Linear))
     elif (generates or not _onednn_packs(table)) and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
-    elif _onednn_packs(table) and _sums_rows(model):
+    elif _packs(model) and _sums_rows(model):
         fast = _twin(model, lambda weight, bias: RowLinear(weight, bias, PackedLinear(weight, bias, _TOKENS)))
     else:
         fast = prepacked(model, _TOKENS)
@@ -230,7 +238,7 @@ def _check_int8(model: nn.Module, dtype: torch.dtype) -> None:
             "accelerate: dtype = torch.int8: parts with hooks or of other classes go on as they are, the rest would be "
             f"float32: expected a model in float32, got one in {_table(model).dtype}"
         )
-    if torch.backends.quantized.engine not in _FBGEMM:
+    if not _has_fbgemm():
         raise InputError(
             f"accelerate: dtype = torch.int8: expected torch.backends.quantized.engine to be {' or '.join(_FBGEMM)}, "
             f"which this CPU may not have; it is {torch.backends.quantized.engine}"
@@ -245,7 +253,7 @@ def _goes_on(part: nn.Module) -> bool:
 def _fbgemm_packs(model: nn.Module) -> bool:
     """Whether the model is in half precision, fits into float16, and nothing in it goes on as it is."""
     table, parts = _table(model), list(model.modules())
-    if table.itemsize != 2 or torch.backends.quantized.engine not in _FBGEMM:
+    if table.itemsize != 2 or not _has_fbgemm():
         return False
     if any(map(_goes_on, parts)):
         return False
@@ -254,13 +262,22 @@ def _fbgemm_packs(model: nn.Module) -> bool:
 
 def _sums_rows(model: nn.Module) -> bool:
     """Whether FBGEMM's bags are there for a model that takes single tokens."""
-    engine = torch.backends.quantized.engine
-    return "scores" in model._modules and _table(model).dtype == torch.float32 and engine in _FBGEMM
+    return _generates(model) and _table(model).dtype == torch.float32 and _has_fbgemm()
+
+
+def _generates(model: nn.Module) -> bool:
+    return "scores" in model._modules
+
+
+def _has_fbgemm() -> bool:
+    return torch.backends.quantized.engine in _FBGEMM
+
+
+def _packs(model: nn.Module) -> bool:
+    return _onednn_packs(_table(model)) and not torch.is_autocast_enabled("cpu")  # it would cast inputs, no weight
 
 
 def _onednn_packs(weight: Tensor) -> bool:
-    if torch.is_autocast_enabled("cpu"):  # it would cast inputs, and no packed weight
-        return False
     if not (weight.is_cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

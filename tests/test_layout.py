@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "layers": {"kernels", "cache", "packing", "errors"},
     "graphs": {"layers", "cache", "packing"},
     "transformer": {"layers", "cache", "packing", "errors"},
-    "maps": {"layers"},
+    "maps": {"layers", "kernels"},
     "prepack": {"maps", "graphs", "layers", "kernels", "cache", "packing", "errors"},
     "generation": {"prepack", "graphs", "cache", "errors"},
     "heads": {"transformer", "layers", "errors"},

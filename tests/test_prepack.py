@@ -506,7 +506,7 @@ def test_an_encoder_in_whole_numbers_is_near_the_plain_one(name, padded, dtype):
 
 @WHOLE
 @pytest.mark.parametrize("name", NAMES)
-def test_a_language_model_in_whole_numbers_generates_for_each_row_what_it_would_alone(name):
+def test_a_language_model_in_whole_numbers_generates_for_each_row_the_same_beside_any_others(name):
     model, _ = pair(name, torch.float32, std=0.2)
     fast = accelerate(model, torch.int8)
     prompts, ids, mask = ragged("left")
@@ -584,7 +584,7 @@ def test_several_tokens_go_by_the_models_own_weights_where_it_was_packed_for_one
     model, _ = pair("gpt2", torch.float32, std=0.2)
     packed = prepacked(model, 1)
     held = {p.data_ptr() for p in model.parameters()}
-    many = [part.many.keywords["weight"].data_ptr() for part in packed.modules() if isinstance(part, RowLinear)]
+    many = [part.many.weight.data_ptr() for part in packed.modules() if isinstance(part, RowLinear)]
     assert len(many) == LINEARS + 1
     assert set(many) <= held
     with torch.inference_mode():

@@ -76,9 +76,9 @@ def products_alone(model: Any, fast: Any, cell: Cell, decodes: bool) -> Callable
     table = model.transformer.embeddings.word.weight if decodes else None  # what the scores' map was packed of
     maps = []
     for name, part in fast.named_modules():
-        if isinstance(part, PackedMap) and not name.endswith(".many"):  # which is a part of the map that has it
-            like = getattr(plain.get(name), "weight", table)
-            if like is not None and "pooler" not in name:
+        if isinstance(part, PackedMap) and "pooler" not in name:
+            like = table if name == "scores.linear" else getattr(plain.get(name), "weight", None)
+            if like is not None:  # else it is a part of another map
                 maps.append((part, torch.ones(rows, like.shape[1], dtype=like.dtype)))
 
     def run() -> None:
