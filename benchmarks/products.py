@@ -2,7 +2,7 @@
 
     python benchmarks/products.py [--rounds N]
 
-`hubmodels.kernels.linear` takes oneDNN on AMD's CPUs. Maps of BERT-base for 8 to 4,096 tokens, in turn, each time over
+`hubmodels.products.linear` takes oneDNN on AMD's CPUs. Maps of BERT-base for 8 to 4,096 tokens, in turn, each time over
 the weights of twelve layers, so that they come from memory as in a model; a figure is the median over the rounds of
 (MKL's seconds / oneDNN's seconds), with the least and the most, and oneDNN's operations a second. Both must agree with
 float64 to 1e-5 of the greatest number.

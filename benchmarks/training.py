@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hubmodels
 from hubmodels.heads import IGNORED
-from hubmodels.kernels import linear
 from hubmodels.layers import Linear
+from hubmodels.products import linear, multiplies
 from hubmodels.tokenizers import WordPieceTokenizer
 from hubmodels.training.allocator import keep_freed_memory
 from hubmodels.training.batches import MicroBatch
@@ -71,6 +71,11 @@ class Settings(NamedTuple):
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
+
+    def multiplied(self) -> torch.dtype:
+        """In what this CPU computes products of `dtype` fastest"""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype if multiplies(dtype) else torch.float32
 
 
 def make_rows(settings: Settings) -> list[Row]:
@@ -225,7 +230,7 @@ def maps_of(model: Any, rows: list[Row], settings: Settings) -> Maps:
     parts = [part for part in model.transformer.layers.modules() if isinstance(part, Linear)]
     weights = [(labels + len(rows) if id(part) in fewer else tokens, part.weight) for part in parts]
     weights += [(labels, model.head.dense.weight), (labels, model.transformer.embeddings.word.weight)]
-    dtype = getattr(torch, settings.dtype)
+    dtype = settings.multiplied()
     made = [(count, weight.detach().to(dtype).requires_grad_()) for count, weight in weights]
     return Maps([(torch.randn(n, w.shape[1]).to(dtype), torch.randn(n, len(w)).to(dtype), w) for n, w in made])
 
@@ -336,7 +341,7 @@ def tell(settings: Settings, directory: Path) -> None:
 
 def peak_speed(settings: Settings) -> float:
     """Operations a second of a product that is as easy as they come"""
-    x = torch.randn(2048, 2048).to(getattr(torch, settings.dtype))
+    x = torch.randn(2048, 2048).to(settings.multiplied())
     seconds = []
     for _ in range(7):
         begun = time.perf_counter()

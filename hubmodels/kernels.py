@@ -1,4 +1,4 @@
-"""The kernels behind `Linear` and `Attention.attend`: how a matrix meets tokens, and tokens each other.
+"""The kernels behind `Attention.attend`: how tokens meet each other.
 
 Shape letters: see `layers.py`.
 """
@@ -15,73 +15,6 @@ from torch import Tensor
 
 from .cache import Seen
 from .packing import Packing
-
-_TENSORS = (Tensor, torch.nn.Parameter)  # and no class of anybody's, whose product may be another
-_LARGE = 2**18  # numbers of a matrix from which on a better product is worth oneDNN's 40 microseconds to begin one
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, [..., in] -> [..., out]; the same numbers, but for rounding, by oneDNN where that is faster.
-
-    Where anybody might look at how it is computed, it is `F.linear`. For a gradient only the way there is oneDNN's: on
-    the way back MKL is as fast.
-    """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if recorded or not (onednn_is_faster() and _is_mere_product(x, weight, bias)):
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
-        return _OneDNNLinear.apply(x, weight, bias) if x.dim() == 2 and len(x) else F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-@cache
-def onednn_is_faster() -> bool:
-    """Whether MKL, by which torch multiplies matrices in float32, is slower here than oneDNN: it is on AMD's CPUs.
-
-    On a Zen 3, of BERT-base, it takes 0.9 to 1.3 times as long, by matrix and tokens, 1.08 in the median
-    (benchmarks/products.py).
-    """
-    known = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # which an older torch does not tell
-    return known and hasattr(torch.ops.mkldnn, "_linear_pointwise") and capabilities.get("cpu_name", "")[:3] == "AMD"
-
-
-def _is_mere_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are many numbers in float32 that fit, and nobody looks on."""
-    if not (_is_plain(x) and _is_plain(weight) and (bias is None or _is_plain(bias))):
-        return False
-    if weight.numel() < _LARGE or x.shape[-1:] != weight.shape[1:] or not torch.backends.mkldnn.enabled:
-        return False
-    return not (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._functorch.peek_interpreter_stack() is not None  # torch.func's transforms
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()  # whoever counts or records operators
-    )
-
-
-def _is_plain(x: Tensor) -> bool:
-    return type(x) in _TENSORS and x.dtype == torch.float32 and x.is_cpu and x.layout == torch.strided
-
-
-class _OneDNNLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            grad @ weight if of_x else None,
-            grad.mT @ x if of_weight else None,
-            grad.sum(0) if of_bias else None,
-        )
 
 
 def explicit_attention(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
+from . import kernels, products
 from .cache import LayerCache, Seen
 from .errors import InputError
 from .packing import Packing
@@ -38,7 +38,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]"""
-        return kernels.linear(x, self.weight, self.bias)
+        return products.linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -233,7 +233,7 @@ class WordScores(nn.Module):
 
     def forward(self, states: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
         """[T, D], [V, D], [V] or None -> [T, V]"""
-        return kernels.linear(states, table, bias)
+        return products.linear(states, table, bias)
 
 
 class FeedForward(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .kernels import linear
 from .layers import ACTIVATIONS
+from .products import linear
 
 _LEAST = 1e-30  # what the largest number of a row of zeros is taken to be
 _WIDTH = 96  # numbers of a bag: as many as FBGEMM sums up in a CPU's registers; half or twice as many are slower

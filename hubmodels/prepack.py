@@ -34,6 +34,7 @@ from .maps import (
     RowLinear,
 )
 from .packing import Packing
+from .products import multiplies
 
 M = TypeVar("M", bound=nn.Module)
 _FBGEMM = ("x86", "fbgemm")  # torch's quantised engines that are it
@@ -280,5 +281,4 @@ def _packs(model: nn.Module) -> bool:
 def _onednn_packs(weight: Tensor) -> bool:
     if not (weight.is_cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32 or half
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies(torch.bfloat16))

@@ -70,7 +70,7 @@ def test_google_adamw_leaves_alone_what_has_no_gradient():
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
 def test_muon_equals_torchs_where_bfloat16_is_multiplied(shape, monkeypatch):
-    monkeypatch.setattr(optimisers, "_multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(optimisers, "multiplies", lambda dtype: True)
     draw = torch.Generator().manual_seed(3)
     start, *grads = torch.randn(4, *shape, generator=draw)
     found = []
@@ -90,7 +90,7 @@ def test_muon_equals_torchs_where_bfloat16_is_multiplied(shape, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
 def test_in_float32_the_iteration_keeps_directions_and_evens_their_sizes(shape, monkeypatch):
-    monkeypatch.setattr(optimisers, "_multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(optimisers, "multiplies", lambda dtype: False)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(5))
     moved = orthogonalised(matrix, (3.4445, -4.775, 2.0315), 5)
     assert moved.dtype == torch.float32
@@ -100,11 +100,6 @@ def test_in_float32_the_iteration_keeps_directions_and_evens_their_sizes(shape, 
     near = told.diagonal()[sizes > 0.05 * sizes.norm()]
     assert ((near > 0.65) & (near < 1.25)).all()
     assert len(near) > min(shape) // 2
-
-
-def test_where_bfloat16_is_multiplied():
-    assert optimisers._multiplies_bfloat16(torch.device("cuda"))
-    assert optimisers._multiplies_bfloat16(torch.device("cpu")) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 # What is moved by what, and what decays

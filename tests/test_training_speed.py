@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from reference import B, S, V, distance, generator, inputs_of, ours
 from torch import nn
 
-from hubmodels import kernels, layers
+from hubmodels import layers, products
 from hubmodels.training.allocator import keep_freed_memory
 
 ROWS, IN, OUT = 37, 24, 44
@@ -21,8 +21,9 @@ def onednn(monkeypatch):
     """As on a processor where its products are faster"""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(kernels, "_LARGE", 0)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "multiplies", lambda dtype: True)
+    monkeypatch.setattr(products, "_LARGE", 0)
 
 
 def operands(dtype=torch.float32, rows=ROWS):
@@ -31,7 +32,7 @@ def operands(dtype=torch.float32, rows=ROWS):
 
 
 def by_onednn(y):
-    return "OneDNN" in type(y.grad_fn).__name__
+    return "_Linear" in type(y.grad_fn).__name__
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -39,7 +40,7 @@ def by_onednn(y):
 def test_products_equal_torchs_with_gradients(rows, biased):
     inputs = operands(rows=rows)[: 2 + biased]
     doubles = [x.detach().double().requires_grad_() for x in inputs]
-    y, right = kernels.linear(*inputs), F.linear(*doubles)
+    y, right = products.linear(*inputs), F.linear(*doubles)
     assert by_onednn(y)
     assert distance(y.double(), right) <= 1e-5
     towards = torch.randn(right.shape, generator=generator(2))
@@ -51,7 +52,7 @@ def test_products_equal_torchs_with_gradients(rows, biased):
 def test_gradients_have_gradients():
     """As a gradient penalty needs them"""
     results = []
-    for map_ in (kernels.linear, F.linear):
+    for map_ in (products.linear, F.linear):
         inputs = operands()
         (of_x,) = torch.autograd.grad(map_(*inputs).pow(3).sum(), inputs[0], create_graph=True)
         results.append(torch.autograd.grad(of_x.pow(2).sum(), inputs))
@@ -64,23 +65,23 @@ def test_gradients_have_gradients():
 def test_what_is_frozen_gets_no_gradient(frozen):
     inputs = operands()
     inputs[frozen].requires_grad_(False)
-    kernels.linear(*inputs).sum().backward()
+    products.linear(*inputs).sum().backward()
     assert [x.grad is None for x in inputs] == [number == frozen for number in range(3)]
 
 
 def test_everything_else_is_torchs():
     x, weight, bias = operands()
-    assert not by_onednn(kernels.linear(*operands(torch.float64)))
-    assert not by_onednn(kernels.linear(x[None], weight, bias))
-    assert not by_onednn(kernels.linear(x[:0], weight, bias))
+    assert not by_onednn(products.linear(*operands(torch.float64)))
+    assert not by_onednn(products.linear(x[None], weight, bias))
+    assert not by_onednn(products.linear(x[:0], weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
-        y = kernels.linear(x, weight, bias)
+        y = products.linear(x, weight, bias)
         assert y.dtype == torch.bfloat16
         assert not by_onednn(y)
     with torch.no_grad():
-        assert torch.equal(kernels.linear(x, weight, bias), F.linear(x, weight, bias))
-    assert not by_onednn(torch.compile(kernels.linear, backend="eager", fullgraph=True)(x, weight, bias))
-    vectors = torch.func.vmap(torch.func.grad(lambda row: kernels.linear(row[None], weight, bias).sum()))(x.detach())
+        assert torch.equal(products.linear(x, weight, bias), F.linear(x, weight, bias))
+    assert not by_onednn(torch.compile(products.linear, backend="eager", fullgraph=True)(x, weight, bias))
+    vectors = torch.func.vmap(torch.func.grad(lambda row: products.linear(row[None], weight, bias).sum()))(x.detach())
     assert distance(vectors, weight.sum(0).expand(ROWS, -1)) <= 1e-5
 
 
@@ -114,10 +115,10 @@ def test_a_step_of_a_model_equals_the_one_by_torch(how, monkeypatch, tmp_path):
         elif isinstance(part, layers.Attention):
             part.dropout = 0.0
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "onednn_is_faster", lambda: False)
+        patch.setattr(products, "onednn_is_faster", lambda: False)
         loss, expected = losses_and_gradients(model)
-    calls, real = [], kernels._OneDNNLinear.apply
-    monkeypatch.setattr(kernels._OneDNNLinear, "apply", lambda *given: calls.append(given) or real(*given))
+    calls, real = [], products._Linear.apply
+    monkeypatch.setattr(products._Linear, "apply", lambda *given: calls.append(given) or real(*given))
     if how == "distributed":
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
         try:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..products import multiplies
 from .settings import Settings, Spent
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -141,7 +142,7 @@ class Muon(torch.optim.Muon):
 def orthogonalised(matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
     """[N, M] with its singular values brought to about 1, from 0.7 to 1.2, by the Newton-Schulz iteration of Muon."""
     a, b, c = coefficients
-    x = matrix.to(torch.bfloat16 if _multiplies_bfloat16(matrix.device) else torch.float32)
+    x = matrix.to(torch.bfloat16 if not matrix.is_cpu or multiplies(torch.bfloat16) else torch.float32)
     is_high = len(x) > x.shape[1]
     x = x.T if is_high else x
     x = x / x.norm().clamp(min=1e-7)
@@ -149,8 +150,3 @@ def orthogonalised(matrix: torch.Tensor, coefficients: tuple[float, float, float
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if is_high else x
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    has_onednn = torch.backends.mkldnn.is_available()
-    return device.type != "cpu" or (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
