@@ -9,6 +9,8 @@ Shapes, here and in every other file:
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
+_OF_THEIR_INPUT = {"gelu", "gelu_new", "silu"}  # their gradient: it is kept for the way back, their output need not be
 
 
 # Parameters are made without values: the loader fills them from a file, `initialise` draws them. torch's own
@@ -247,7 +250,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, D] -> [T, D]"""
-        return self.output(ACTIVATIONS[self.activation](self.inner(x)))
+        bend = partial(ACTIVATIONS[self.activation], self.inner(x))
+        bent = bend()  # [T, inner]
+        with products.made_again(bent, bend) if self.activation in _OF_THEIR_INPUT else nullcontext():
+            return self.output(bent)
 
 
 class Block(nn.Module):

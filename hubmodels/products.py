@@ -1,15 +1,17 @@
-"""How a matrix meets tokens: the product behind `Linear` on a CPU.
+"""How a matrix meets tokens: the product behind `Linear` on a CPU, and what is kept of it for the way back.
 
 Shape letters: see `layers.py`.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 _TENSORS = (Tensor, torch.nn.Parameter)  # and no class of anybody's, whose product may be another
 _HALF = (torch.bfloat16, torch.float16)
@@ -125,3 +127,26 @@ class _Linear(torch.autograd.Function):
                 grad.sum(0).to(ctx.bias_dtype) if of_bias else None,
                 None,
             )
+
+
+def made_again(x: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[object]:
+    """While what takes `x` runs: on a CPU it is not kept for the way back, but made again there of what is kept anyway.
+
+    Not where somebody has a say in what is kept, as gradient checkpointing has.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not (x.is_cpu and x.requires_grad):
+        return nullcontext()
+    graph: Any = torch._C._autograd
+    if not graph._saved_tensors_hooks_is_enabled() or graph._top_saved_tensors_default_hooks(True) is not None:
+        return nullcontext()
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.func's transforms
+        return nullcontext()
+    known = _identity(x)  # and not x, which would be kept so
+    return saved_tensors_hooks(
+        lambda saved: None if _identity(saved) == known else saved, lambda kept: make() if kept is None else kept
+    )
+
+
+def _identity(x: Tensor) -> tuple[Any, ...]:
+    """What no other tensor has while `x` lives, and `x` no more once something is written into it"""
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, x._version

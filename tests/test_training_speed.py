@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from reference import B, S, V, distance, generator, inputs_of, ours
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from hubmodels import layers, products
 from hubmodels.training.allocator import keep_freed_memory
@@ -134,6 +135,136 @@ def test_a_step_of_a_model_equals_the_one_by_torch(how, monkeypatch, tmp_path):
     for grad, right in zip(found, expected, strict=True):
         assert (grad is None) == (right is None)
         assert grad is None or distance(grad, right) <= 1e-5
+
+
+# The output of an activation, which is not kept
+
+
+@pytest.fixture
+def bends(monkeypatch):
+    """The outputs of each activation, as they are computed: weak ones, of their memory"""
+    made = []
+
+    def spied(bend):
+        def bent(x):
+            y = bend(x)
+            made.append(StorageWeakRef(y.untyped_storage()))
+            return y
+
+        return bent
+
+    for name, bend in layers.ACTIVATIONS.items():
+        monkeypatch.setitem(layers.ACTIVATIONS, name, spied(bend))
+    return made
+
+
+def feed_forward(activation="gelu", dtype=torch.float32):
+    part = layers.FeedForward(IN, OUT, activation).to(dtype)
+    draw = generator(1)
+    for linear in (part.inner, part.output):
+        layers.initialise(linear, 0.3, draw)
+    return part
+
+
+def gradients_of(part, x):
+    return torch.autograd.grad(part(x).pow(2).sum(), [x, *part.parameters()])
+
+
+@pytest.mark.parametrize("onednns", [True, False])
+@pytest.mark.parametrize("activation", layers.ACTIVATIONS)
+def test_what_is_made_again_gives_the_same_gradients(bends, activation, onednns, monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednns)
+    part, x = feed_forward(activation), operands()[0]
+    found = gradients_of(part, x)
+    assert len(bends) == (1 if activation == "relu" else 2)  # relu's way back takes its output, which is so kept anyway
+    monkeypatch.setattr(layers, "_OF_THEIR_INPUT", set())
+    for grad, expected in zip(found, gradients_of(part, x), strict=True):
+        assert torch.equal(grad, expected)
+
+
+def test_it_is_not_kept(bends, monkeypatch):
+    part, x = feed_forward(), operands()[0]
+    y = part(x)
+    assert [bent.expired() for bent in bends] == [True]
+    monkeypatch.setattr(layers, "_OF_THEIR_INPUT", set())
+    z = part(x)
+    assert [bent.expired() for bent in bends] == [True, False]
+    assert torch.equal(y, z)
+
+
+def test_it_is_made_again_as_often_as_there_is_a_way_back(bends):
+    part, x = feed_forward(), operands()[0]
+    loss = part(x).pow(2).sum()
+    first = torch.autograd.grad(loss, x, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], first[0])
+    assert len(bends) == 3
+    assert all(bent.expired() for bent in bends)
+
+
+def test_gradients_through_it_have_gradients():
+    part, x = feed_forward(dtype=torch.float64), operands(torch.float64, rows=5)[0]
+    assert torch.autograd.gradgradcheck(part, (x,))
+
+
+@pytest.mark.parametrize("frozen", ["inner", "output", "both"])
+def test_of_frozen_maps_too(frozen, monkeypatch):
+    part, x = feed_forward(), operands()[0]
+    for name in ("inner", "output") if frozen == "both" else (frozen,):
+        part.get_submodule(name).requires_grad_(False)
+    grads = []
+    for kept in (layers._OF_THEIR_INPUT, set()):
+        monkeypatch.setattr(layers, "_OF_THEIR_INPUT", kept)
+        part.zero_grad()
+        part(x).pow(2).sum().backward()
+        grads.append([p.grad.clone() for p in part.parameters() if p.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_what_somebody_has_changed_is_kept(bends, monkeypatch):
+    part, x = feed_forward(), operands()[0]
+    part.output.register_forward_pre_hook(lambda _, given: (given[0].mul_(2),))
+    found = gradients_of(part, x)
+    assert len(bends) == 1
+    monkeypatch.setattr(layers, "_OF_THEIR_INPUT", set())
+    for grad, expected in zip(found, gradients_of(part, x), strict=True):
+        assert torch.equal(grad, expected)
+
+
+def is_checkpointed(part, x):
+    return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
+
+
+def is_hooked(part, x):
+    with torch.autograd.graph.save_on_cpu():
+        return part(x)
+
+
+def is_forbidden(part, x):
+    with torch.autograd.graph.disable_saved_tensors_hooks("no hooks here"):
+        return part(x)
+
+
+def is_compiled(part, x):
+    return torch.compile(part, backend="aot_eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize(("case", "calls"), [(is_checkpointed, 2), (is_hooked, 1), (is_forbidden, 1)])
+def test_who_decides_what_is_kept_does(bends, case, calls):
+    part, x = feed_forward(), operands()[0]
+    found = torch.autograd.grad(case(part, x).pow(2).sum(), x)
+    assert len(bends) == calls
+    assert torch.equal(found[0], torch.autograd.grad(part(x).pow(2).sum(), x)[0])
+
+
+def test_compiled_and_transformed():
+    part, x = feed_forward(), operands()[0]
+    (expected,) = torch.autograd.grad(part(x).pow(2).sum(), x)
+    (found,) = torch.autograd.grad(is_compiled(part, x).pow(2).sum(), x)
+    assert distance(found, expected) <= 1e-5
+    assert distance(torch.func.grad(lambda x: part(x).pow(2).sum())(x.detach()), expected) <= 1e-5
+
+
+# The memory of a process
 
 
 FAULTS = """
