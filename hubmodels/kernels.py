@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import products
 from .cache import Seen
 from .packing import Packing
 
@@ -142,6 +143,11 @@ def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
     return x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2)
 
 
+def _multiplied(*tensors: Tensor) -> Iterator[Tensor]:
+    """In float32 if this CPU does not multiply their half precision: torch's products take up to ten times as long"""
+    return (x if products.multiplies(x.dtype) else x.float() for x in tensors)
+
+
 def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
     """What `ragged_attention` gives, without values: all that torch.compile has to know of it."""
     lse = q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
@@ -151,6 +157,7 @@ def _empty_results(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: boo
 def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
     """[T, H, K] three times, [B + 1] -> [T, H, K] and the scores' log-sum-exp [T, H]; each row attends to itself."""
     out, lse = _empty_results(q, k, v, offsets)
+    q, k, v = _multiplied(q, k, v)
     for run in _runs(offsets):
         attended, sums = _FLASH(*(_rows(x, run) for x in (q, k, v)), 0.0, causal)
         _rows(out, run).copy_(attended)
@@ -169,6 +176,7 @@ def _ragged_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grad, q, k, v, out = _multiplied(grad, q, k, v, out)
     for run in _runs(offsets):
         parts = _FLASH_BACKWARD(*(_rows(x, run) for x in (grad, q, k, v, out, lse)), 0.0, causal)
         for whole, part in zip((dq, dk, dv), parts, strict=True):
@@ -239,11 +247,13 @@ def _drop(weights: Tensor, dropout: float, draw: torch.Generator) -> Tensor:
     return (numbers.view(torch.int16)[:count] < _dropping(dropout) - 2**15).view(weights.shape)
 
 
+@torch.autocast("cpu", enabled=False)
 def _seeded_attention(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, seed: Tensor, dropout: float, causal: bool = False
 ) -> Tensor:
     """[T, H, K] three times, [B + 1], [] -> [T, H, K]; each row attends to itself, some of its weights dropped."""
     out, draw = torch.empty_like(q, memory_format=torch.contiguous_format), torch.Generator().manual_seed(int(seed))
+    q, k, v = _multiplied(q, k, v)
     for run in _runs(offsets):
         mixed = []
         for query, key, value in _slabs(run, q, k, v):
@@ -259,12 +269,13 @@ seeded_attention = torch.library.custom_op(
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::seeded_attention_backward", mutates_args=(), device_types="cpu")
+@torch.autocast("cpu", enabled=False)
 def _seeded_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, seed: Tensor, dropout: float, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     draw, scale = torch.Generator().manual_seed(int(seed)), q.shape[-1] ** -0.5
-    grad = grad * _growth(dropout)
+    grad, q, k, v = _multiplied(grad * _growth(dropout), q, k, v)
     for run in _runs(offsets):
         parts: tuple[list[Tensor], ...] = ([], [], [])
         for query, key, value, given in _slabs(run, q, k, v, grad):

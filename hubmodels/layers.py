@@ -222,12 +222,13 @@ class Attention(nn.Module):
         whole = packing.pairwise is None and not packing.causal  # each token looks at all of its row
         if q.is_cpu and plain and whole and kernels.products_are_faster(q.dtype):
             return kernels.product_attention(q, k, v, packing)
-        if packing.offsets is not None and dropout == 0.0:
-            if q.is_cpu:
-                kernel = kernels._ragged_attention if plain else kernels.ragged_attention
-                return kernel(q, k, v, packing.offsets, packing.causal)[0]
-            if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and kernels.has_varlen(q.device):
-                return kernels.varlen_attention(q, k, v, packing)
+        ragged = packing.offsets is not None and dropout == 0.0
+        lacks = packing.pairwise is None and not torch.compiler.is_compiling() and not products.multiplies(q.dtype)
+        if q.is_cpu and (ragged or lacks):
+            kernel = kernels._ragged_attention if plain else kernels.ragged_attention
+            return kernel(q, k, v, packing.ends(q.device), packing.causal)[0]
+        if ragged and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and kernels.has_varlen(q.device):
+            return kernels.varlen_attention(q, k, v, packing)
         return kernels.padded_attention(q, k, v, packing, dropout)
 
 

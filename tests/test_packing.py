@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from reference import PATTERNS, B, D, H, S, distance, generator, mask_of
 
-from hubmodels import kernels, layers
+from hubmodels import kernels, layers, products
 from hubmodels.errors import InputError
 from hubmodels.packing import Packing, packing_of
 
@@ -575,6 +575,61 @@ def test_dropped_attention_in_other_dtypes(dtype, tolerance):
     out = kernels.dropped_attention(*(x.to(dtype) for x in inputs), packed, 0.4)
     assert out.dtype == dtype
     assert distance(out.double(), right) <= tolerance
+
+
+# On a CPU that does not multiply half precision
+
+
+@pytest.fixture
+def multiplied(monkeypatch):
+    """In what torch multiplied, and where"""
+    dtypes, functions = [], {name: getattr(kernels, name) for name in ("_FLASH", "_FLASH_BACKWARD", "_weights")}
+
+    def spied(name):
+        return lambda query, *rest: dtypes.append((name, query.dtype)) or functions[name](query, *rest)
+
+    for name in functions:
+        monkeypatch.setattr(kernels, name, spied(name))
+    return dtypes
+
+
+@BOTH
+@pytest.mark.parametrize("is_cast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("dropout", [0.0, 0.375])
+@pytest.mark.parametrize("pattern", ["none", "right"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_attends_in_float32_and_rounds_once(dtype, pattern, dropout, is_cast, causal, multiplied, monkeypatch):
+    monkeypatch.setattr(products, "multiplies", lambda dtype: dtype == torch.float32)
+    packed, mask = packing(pattern, causal)
+    attention = layers.Attention(D, H, dropout=dropout).train()
+    inputs = [x.detach().to(dtype).requires_grad_() for x in heads(int(mask.sum()))]
+    floats = [x.detach().float().requires_grad_() for x in inputs]
+    towards = torch.randn(inputs[0].shape, generator=generator(28)).to(dtype)
+    with torch.autocast("cpu", dtype, enabled=is_cast):
+        torch.manual_seed(3)
+        out = attention.attend(*inputs, packed, None)
+        found = [out, *torch.autograd.grad(out, inputs, towards)]
+    assert {name for name, _ in multiplied} == ({"_weights"} if dropout else {"_FLASH", "_FLASH_BACKWARD"})
+    assert {each for _, each in multiplied} == {torch.float32}
+    torch.manual_seed(3)
+    right = attention.attend(*floats, packed, None)
+    for ours, exact in zip(found, [right, *torch.autograd.grad(right, floats, towards.float())], strict=True):
+        assert (ours.dtype, exact.dtype) == (dtype, torch.float32)
+        assert distance(ours.float(), exact) <= torch.finfo(dtype).eps * 4
+    with torch.no_grad():
+        torch.manual_seed(3)
+        assert torch.equal(attention.attend(*inputs, packed, None), out)
+
+
+def test_a_mask_of_pairs_and_a_graph_are_left_to_torch(multiplied, monkeypatch):
+    monkeypatch.setattr(products, "multiplies", lambda dtype: False)
+    attention, half = layers.Attention(D, H, dropout=0.1).eval(), torch.bfloat16
+    pairs = packing_of(B, S, torch.ones(B, S, S, dtype=torch.bool).tril())
+    attention.attend(*heads(B * S, dtype=half), pairs, None)
+    packed, _ = packing("none")
+    compiled = torch.compile(attention.attend, backend="aot_eager", fullgraph=True)
+    compiled(*heads(B * S, dtype=half), packed, None)
+    assert multiplied == []
 
 
 def test_operator_names_of_two_checkouts_differ():
