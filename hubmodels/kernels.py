@@ -144,7 +144,7 @@ def _rows(x: Tensor, run: tuple[int, int, int, int]) -> Tensor:
 
 
 def _multiplied(*tensors: Tensor) -> Iterator[Tensor]:
-    """In float32 if this CPU does not multiply their half precision: torch's products take up to ten times as long"""
+    """In float32 if this CPU does not multiply half precision, whose products take several times as long"""
     return (x if products.multiplies(x.dtype) else x.float() for x in tensors)
 
 

@@ -21,7 +21,7 @@ _MANY = 16  # tokens from which on a product in float32 pays for making it of a 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, [..., in] -> [..., out]; the same numbers, but for rounding, where that is faster: by oneDNN, and in
-    float32 on a CPU that multiplies no half precision. There torch's own takes up to eight times as long.
+    float32 on a CPU that multiplies no half precision. There torch's own takes up to seven times as long.
 
     Where anybody might look at how it is computed, it is `F.linear`. For a gradient only the way there is oneDNN's: on
     the way back MKL is as fast.
