@@ -223,8 +223,8 @@ class Attention(nn.Module):
         if q.is_cpu and plain and whole and kernels.products_are_faster(q.dtype):
             return kernels.product_attention(q, k, v, packing)
         ragged = packing.offsets is not None and dropout == 0.0
-        lacks = packing.pairwise is None and not torch.compiler.is_compiling() and not products.multiplies(q.dtype)
-        if q.is_cpu and (ragged or lacks):
+        may_widen = packing.pairwise is None and not torch.compiler.is_compiling()
+        if q.is_cpu and (ragged or (may_widen and not products.multiplies(q.dtype))):
             kernel = kernels._ragged_attention if plain else kernels.ragged_attention
             return kernel(q, k, v, packing.ends(q.device), packing.causal)[0]
         if ragged and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and kernels.has_varlen(q.device):

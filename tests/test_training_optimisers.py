@@ -102,6 +102,14 @@ def test_in_float32_the_iteration_keeps_directions_and_evens_their_sizes(shape, 
     assert len(near) > min(shape) // 2
 
 
+@pytest.mark.parametrize("multiplied", [True, False])
+def test_where_bfloat16_is_multiplied(multiplied, monkeypatch):
+    monkeypatch.setattr(optimisers, "multiplies", lambda dtype: multiplied)
+    here, elsewhere = (orthogonalised(torch.ones(4, 4, device=name), (1.0, 1.0, 1.0), 1) for name in ("cpu", "meta"))
+    assert here.dtype == (torch.bfloat16 if multiplied else torch.float32)
+    assert elsewhere.dtype == torch.bfloat16  # a CPU's lack is no other device's
+
+
 # What is moved by what, and what decays
 
 
