@@ -123,9 +123,9 @@ class WordPrediction(nn.Module):
         """[T, D], [V, D] -> [T, V]"""
         return self.scores(self.norm(ACTIVATIONS[self.activation](self.dense(states))), table, self.bias)
 
-    def predict(self, encoded: Encoded, table: Tensor, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def predict(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Loss and logits: all positions [B, S, V] without labels [B, S], the labelled ones [M, V] with them."""
-        states, packing = encoded.states, encoded.packing
+        states, packing, table = encoded.states, encoded.packing, encoded.table
         if labels is None:
             return None, packing.unpack(self(states, table))
         check_labels("labels", labels, (packing.batch, packing.length))
@@ -151,7 +151,7 @@ class MaskedLM(LogitsModel):
         self.head = head
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        return self.head.predict(encoded, self.transformer.embeddings.word.weight, labels)
+        return self.head.predict(encoded, labels)
 
 
 class NextSentencePrediction(LogitsModel):
@@ -195,7 +195,7 @@ class PreTraining(Model):
         """labels as for `MaskedLM`, next_sentence_label [B] as for `NextSentencePrediction`; losses are summed."""
         wanted = labelled(labels)
         encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options, wanted=wanted)
-        loss, words = self.head.predict(encoded, self.transformer.embeddings.word.weight, labels)
+        loss, words = self.head.predict(encoded, labels)
         pooled = self.transformer.pool(encoded.states, encoded.packing)
         follows, relation = sequence_loss(self.next_sentence(pooled), next_sentence_label)
         losses = [part for part in (loss, follows) if part is not None]

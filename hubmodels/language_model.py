@@ -55,7 +55,7 @@ class LanguageModel(Model):
     ) -> LogitsOutput:
         """Inputs and options as for `Transformer.encode`. The loss is the mean over labels but each row's first."""
         encoded = self.transformer.encode(input_ids, attention_mask, token_type_ids, **options)
-        logits = self.word_scores(encoded.states)  # [T, V]
+        logits = self.scores(encoded.states, encoded.table)  # [T, V]
         loss = None if labels is None else next_word_loss(logits, labels, encoded.packing)
         return LogitsOutput(loss, encoded.packing.unpack(logits), encoded.hidden_states, encoded.attentions)
 
@@ -114,7 +114,7 @@ class DoubleHeads(LanguageModel):
         )
         encoded = self.transformer.encode(**inputs)
         states, packing = encoded.states, encoded.packing
-        logits = self.word_scores(states)  # [T, V]
+        logits = self.scores(states, encoded.table)  # [T, V]
         loss = None
         if labels is not None:
             check_labels("labels", labels, (*shape, packing.length))

@@ -80,6 +80,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(forwards or module._backward_hooks or module._backward_pre_hooks)
 
 
+def is_plain(part: nn.Module, kind: type) -> bool:
+    """Whether it does what its class does, and nobody looks."""
+    return type(part) is kind and not has_hooks(part) and "forward" not in vars(part)
+
+
 def check_ids(name: str, ids: Tensor, size: int, what: str) -> None:
     """Raise InputError unless all of `ids` are in 0 … size - 1.
 
@@ -110,22 +115,28 @@ class Embeddings(nn.Module):
     def forward(
         self, words: Tensor, token_types: Tensor | None, positions: Tensor | None, packing: Packing, begin: int = 0
     ) -> Tensor:
-        """words: ids [B, S] or vectors [B, S, D]; token_types, positions [B, S] or None -> [T, D]
+        """words: their vectors [T, D], as from `look_up`; token_types, positions [B, S] or None -> [T, D]
 
         positions None: the column, counted from `begin`, padding included.
         """
-        x = self._words(packing.pack(words)) + self._positions(positions, packing, begin)
+        x = words + self._positions(positions, packing, begin)
         if token_types is not None:
             check_ids("token_type_ids", token_types, self.word.num_embeddings, "the vocabulary")
             x = x + self.word(packing.pack(token_types.expand(packing.batch, packing.length)))
         return self.dropout(x)
 
-    def _words(self, words: Tensor) -> Tensor:
-        """ids [T] or vectors [T, D] -> [T, D]"""
+    def look_up(self, words: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """ids [B, S] or vectors [B, S, D] -> vectors [T, D]; and the word table [V, D], as a head is to take it: see
+        `products.look_up`.
+        """
+        words, word = packing.pack(words), self.word
         if words.is_floating_point():
-            return words
-        check_ids("input_ids", words, self.word.num_embeddings, "the vocabulary")
-        return self.word(words)
+            return words, word.weight
+        check_ids("input_ids", words, word.num_embeddings, "the vocabulary")
+        has_own_way = word.sparse or word.max_norm or word.scale_grad_by_freq
+        if torch.compiler.is_compiling() or has_own_way or not is_plain(word, Embedding):
+            return word(words), word.weight
+        return products.look_up(words, word.weight, word.padding_idx)
 
     def _positions(self, positions: Tensor | None, packing: Packing, begin: int = 0) -> Tensor:
         """[B, S] or None -> [T, D]"""
@@ -150,12 +161,11 @@ class NormalisedEmbeddings(Embeddings):
         self, words: Tensor, token_types: Tensor | None, positions: Tensor | None, packing: Packing, begin: int = 0
     ) -> Tensor:
         """As `Embeddings`; token_types None: all 0."""
-        x = self._words(packing.pack(words))
         if token_types is None:
-            x = x + self.token_type.weight[0]
+            x = words + self.token_type.weight[0]
         else:
             check_ids("token_type_ids", token_types, self.token_type.num_embeddings, "the token type table")
-            x = x + self.token_type(packing.pack(token_types.expand(packing.batch, packing.length)))
+            x = words + self.token_type(packing.pack(token_types.expand(packing.batch, packing.length)))
         x = x + self._positions(positions, packing, begin)
         return self.dropout(self.norm(x))
 

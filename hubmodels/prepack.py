@@ -22,6 +22,7 @@ from .layers import (
     PreNormBlock,
     WordScores,
     has_hooks,
+    is_plain,
 )
 from .maps import (
     HalfLinear,
@@ -181,9 +182,9 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
     table = _table(model)
     maps: dict[nn.Module, tuple[Any, Any]] = {}
     for part in model.modules() if pack else ():
-        if _is_plain(part, Linear):  # not an adapter that was made of one
+        if is_plain(part, Linear):  # not an adapter that was made of one
             maps[part] = (part.weight, part.bias)
-        elif _is_plain(part, WordScores):
+        elif is_plain(part, WordScores):
             maps[part] = (table, None)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         packed = dict(zip(maps, pool.map(lambda part: pack(*maps[part]), maps), strict=True))  # type: ignore[misc]
@@ -211,13 +212,8 @@ def _fuses(block: Any) -> bool:
     plain = (
         type(attention).forward is Attention.forward and not has_hooks(attention) and "forward" not in vars(attention)
     )
-    plain = plain and _is_plain(feed, FeedForward) and _is_plain(block.dropout, nn.Dropout)
+    plain = plain and is_plain(feed, FeedForward) and is_plain(block.dropout, nn.Dropout)
     return plain and all(isinstance(m, PackedMap) for m in (attention.output, feed.inner, feed.output))
-
-
-def _is_plain(part: nn.Module, kind: type) -> bool:
-    """Whether it does what its class does, and nobody looks."""
-    return type(part) is kind and not has_hooks(part) and "forward" not in vars(part)
 
 
 def _in_float32(model: M) -> M:

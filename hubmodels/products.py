@@ -78,10 +78,15 @@ def _is_mere_product(dtype: torch.dtype, is_cast: bool, x: Tensor, weight: Tenso
         return False
     if x.shape[-1:] != weight.shape[1:] or not torch.backends.mkldnn.enabled:
         return False
-    return not (
+    return not _is_watched()
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees more of an operator than its result"""
+    return (
         torch._C._functorch.peek_interpreter_stack() is not None  # torch.func's transforms
         or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()  # whoever counts or records operators
+        or torch._C._len_torch_dispatch_stack() > 0  # whoever counts or records operators
     )
 
 
@@ -127,6 +132,51 @@ class _Linear(torch.autograd.Function):
                 grad.sum(0).to(ctx.bias_dtype) if of_bias else None,
                 None,
             )
+
+
+def look_up(ids: Tensor, weight: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
+    """`F.embedding`, [T] -> [T, D], and the table [V, D] for whatever else takes it.
+
+    Of a table that is looked up and then, as this second result, multiplied, autograd makes one gradient: what was
+    looked up is added to the product's. Else it would make two, and for BERT each takes 94 MB.
+    """
+    is_exact = weight.dtype in (torch.float32, torch.float64)  # in half precision sums would be rounded as they grow
+    waits = torch.is_grad_enabled() and weight.requires_grad
+    if not (waits and is_exact and _is_plain(weight, (weight.dtype,)) and _is_plain(ids, (ids.dtype,))):
+        return F.embedding(ids, weight, padding), weight
+    if torch.jit.is_tracing() or _is_watched():
+        return F.embedding(ids, weight, padding), weight
+    return _LookUp.apply(ids, weight, weight, padding)
+
+
+class _LookUp(torch.autograd.Function):
+    """ids, the table, the table once more, the id of padding -> vectors and the second table"""
+
+    @staticmethod
+    def forward(ids: Tensor, weight: Tensor, table: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
+        return F.embedding(ids, weight), table.view_as(table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ids, weight, _, ctx.padding = inputs
+        ctx.shape = weight.shape
+        ctx.save_for_backward(ids)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, of_vectors: Tensor | None, of_table: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The sparse gradient comes first: autograd adds it in place to a dense one that follows, if nobody else holds
+        that; after a dense one it never does.
+        """
+        if of_vectors is None:
+            return None, None, of_table, None
+        (ids,) = ctx.saved_tensors
+        if ctx.padding is not None:
+            of_vectors = of_vectors.masked_fill((ids == ctx.padding)[:, None], 0.0)
+        if torch.is_grad_enabled():  # there will be a gradient of this one
+            return None, of_vectors.new_zeros(ctx.shape).index_add(0, ids, of_vectors), of_table, None
+        rows = torch.sparse_coo_tensor(ids[None], of_vectors, ctx.shape, check_invariants=False)
+        return None, rows if of_table is not None else of_vectors.new_zeros(ctx.shape).add_(rows), of_table, None
 
 
 def made_again(x: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[object]:

@@ -42,12 +42,14 @@ class DecoderOutput(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What a head gets: states [T, D], where they stand, and the extras of `EncoderOutput`."""
+    """What a head gets: states [T, D], where they stand, the extras of `EncoderOutput`, and the word table [V, D], for
+    one that scores every word."""
 
     states: Tensor
     packing: Packing
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+    table: Tensor
 
 
 class EncoderOptions(TypedDict, total=False):
@@ -104,8 +106,7 @@ class Transformer(nn.Module):
         """The work between ids and states, on packed tokens.
 
         input_ids: [B, S]; or else inputs_embeds: [B, S, D].
-        attention_mask: [B, S], 1 = token, 0 = padding, which may stand anywhere; or [B, S, S], 1 = row may look at
-            column; None: no padding.
+        attention_mask: [B, S], 1 = token, 0 = padding, anywhere; or [B, S, S], 1 = row sees column; None: no padding.
         token_type_ids: [B, S] or [1, S]; BERT: 0 for the first sentence, 1 for the second, None: 0; GPT: one more word
             at each place, None: none.
         position_ids: [B, S] or [1, S]; None: the column.
@@ -118,6 +119,7 @@ class Transformer(nn.Module):
         words = _either(input_ids, inputs_embeds)
         begin = 0 if cache is None else self._begin_of(cache)
         packing = self._packing(words, attention_mask, begin, token_type_ids=token_type_ids, position_ids=position_ids)
+        words, table = self.embeddings.look_up(words, packing)
         x = self.embeddings(words, token_type_ids, position_ids, packing, begin)  # [T, D]
         if cache is not None:
             cache.begin(packing)
@@ -147,7 +149,7 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.length += packing.length
         hidden_states = None if states is None else tuple(packing.unpack(s) for s in states)
-        return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs))
+        return Encoded(x, packing, hidden_states, None if probs is None else tuple(probs), table)
 
     def _unseen(
         self, x: Tensor, packing: Packing, wanted: Tensor | None
@@ -222,7 +224,7 @@ class Encoder(Transformer):
     ) -> EncoderOutput:
         """Arguments as for `encode`; everything comes back in the padded batch's shape."""
         encoded = self.encode(input_ids, attention_mask, token_type_ids, **options)
-        states, packing, hidden_states, attentions = encoded
+        states, packing, hidden_states, attentions, _ = encoded
         pooled = None if self.pooler is None else self.pool(states, packing)
         return EncoderOutput(packing.unpack(states), pooled, hidden_states, attentions)
 
@@ -246,8 +248,8 @@ class Decoder(Transformer):
         **options: Unpack[DecoderOptions],
     ) -> DecoderOutput:
         """Arguments as for `encode`; everything comes back in the padded batch's shape."""
-        states, packing, hidden_states, attentions = self.encode(input_ids, attention_mask, token_type_ids, **options)
-        return DecoderOutput(packing.unpack(states), hidden_states, attentions)
+        encoded = self.encode(input_ids, attention_mask, token_type_ids, **options)
+        return DecoderOutput(encoded.packing.unpack(encoded.states), encoded.hidden_states, encoded.attentions)
 
     def new_cache(self, batch: int, room: int) -> Cache:
         """An empty cache for `batch` rows of at most `room` tokens, on the model's device.
