@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,7 +197,8 @@ def load_model(cls: type[M], family: Family, weights: str | Path, **options: Unp
             origin = Provenance(checkpoint.weights, used, dialect, report, checkpoint.published)
         else:
             seed = options.get("head_seed")
-            initialise(model, model.config.initializer_range, None if seed is None else _generator(seed))
+            generator = None if seed is None else torch.Generator().manual_seed(seed)
+            initialise(model, model.config.initializer_range, generator)
             model.to(device=device, dtype=dtype)
             shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
             new = [Entry(name, None, "new", shape, "", "pretrained=False") for name, shape in shapes.items()]
@@ -319,7 +321,7 @@ def read_content(path: Path, family: Family) -> FileContent:
 
 
 def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, device, dtype) -> tuple[str, Report]:
-    """Put the tensors at `path` into the model, one after the other. Returns their dialect and the account."""
+    """Put the tensors at `path` into the model. Returns their dialect and the account."""
     content = read_content(path, family)
     parameters = dict(model.named_parameters())
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
@@ -329,7 +331,7 @@ def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, de
     match = content.keys.match(content.tensors, wanted, str(path), model.own_parts, declared, content.origins)
     match.check_repeats()
     fresh = [name for name in wanted if name not in match]
-    generator = _generator(head_seed or 0)
+    generator = torch.Generator().manual_seed(head_seed or 0)
     for part in dict.fromkeys(_part(name) for name in fresh):
         initialise(model.get_submodule(part), model.config.initializer_range, generator)
     if fresh and head_seed is None:
@@ -338,11 +340,12 @@ def _fill(model: AnyModel, family: Family, path: Path, head_seed: int | None, de
             f"{path} has no {parts} for {type(model).__name__}: it starts anew from seed 0 and has to be trained",
             stacklevel=4,
         )
-    state = {
-        name: (match.read(name, dtype) if name in match else parameters[name].data).to(device=device, dtype=dtype)
-        for name in wanted
-    }
-    model.load_state_dict(state, strict=True, assign=True)
+
+    def tensor(name: str) -> torch.Tensor:
+        return (match.read(name, dtype) if name in match else parameters[name].data).to(device=device, dtype=dtype)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # what is not mapped is read side by side
+        model.load_state_dict(dict(zip(wanted, pool.map(tensor, wanted), strict=True)), strict=True, assign=True)
     return content.dialect, content.report(match, wanted)
 
 
@@ -350,7 +353,3 @@ def _part(name: str) -> str:
     """transformer.pooler.weight -> transformer.pooler, classifier.bias -> classifier"""
     first, second = name.split(".")[:2]
     return f"{first}.{second}" if first == "transformer" else first
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

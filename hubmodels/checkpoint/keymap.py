@@ -7,7 +7,7 @@ as it is; FUSE, TRANSPOSE and ALIAS say what else happens. A row (None, DROP(nam
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, reduce
 
 import torch
@@ -118,12 +118,14 @@ def _pattern(template: str) -> re.Pattern[str]:
 class Rule:
     ours: str | None
     operation: Operation
-    patterns: tuple[re.Pattern[str], ...] = field(init=False)
-    our_pattern: re.Pattern[str] | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "patterns", tuple(_pattern(theirs) for theirs in self.operation.theirs))
-        object.__setattr__(self, "our_pattern", _pattern(self.ours) if self.ours else None)
+    @cached_property
+    def patterns(self) -> tuple[re.Pattern[str], ...]:  # compiled when a family is asked for, not when it is imported
+        return tuple(_pattern(theirs) for theirs in self.operation.theirs)
+
+    @cached_property
+    def our_pattern(self) -> re.Pattern[str] | None:
+        return _pattern(self.ours) if self.ours else None
 
     def find(self, key: str) -> dict[str, str] | None:
         """The wildcards' values if `key` is one of theirs in this rule."""
