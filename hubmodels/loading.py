@@ -264,7 +264,7 @@ def find_checkpoint(weights: str | Path, family: Family | None = None) -> Iterat
     if family and record.family != family.name:
         raise CatalogError(
             f"{record.name} is a {record.family} checkpoint; this entry point loads {family.name}; "
-            f"take an entry point whose name begins with {record.family}"
+            f"take an entry point of that family, as {record.family}Model is"
         )
     yield _of_record(record)
 
