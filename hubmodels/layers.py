@@ -133,8 +133,8 @@ class Embeddings(nn.Module):
         if words.is_floating_point():
             return words, word.weight
         check_ids("input_ids", words, word.num_embeddings, "the vocabulary")
-        has_own_way = word.sparse or word.max_norm or word.scale_grad_by_freq
-        if torch.compiler.is_compiling() or has_own_way or not is_plain(word, Embedding):
+        plain = not torch.compiler.is_compiling() and is_plain(word, Embedding)
+        if not plain or word.sparse or word.max_norm or word.scale_grad_by_freq:
             return word(words), word.weight
         return products.look_up(words, word.weight, word.padding_idx)
 

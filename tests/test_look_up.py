@@ -179,6 +179,14 @@ def as_sparse(word):
     word.sparse = True
 
 
+def as_limited(word):
+    word.max_norm = 1e9
+
+
+def as_counted(word):
+    word.scale_grad_by_freq = True
+
+
 def as_subclass(word):
     word.__class__ = type("Own", (layers.Embedding,), {"forward": lambda self, ids: F.embedding(ids, self.weight) + 1})
 
@@ -191,7 +199,10 @@ def as_hooked(word):
     word.register_forward_hook(lambda _, __, vectors: vectors + 1)
 
 
-@pytest.mark.parametrize("change", [as_sparse, as_subclass, as_method, as_hooked])
+PLUS_NOTHING = (as_sparse, as_limited, as_counted)
+
+
+@pytest.mark.parametrize("change", [*PLUS_NOTHING, as_subclass, as_method, as_hooked])
 def test_who_changes_how_words_are_looked_up_is_asked(change, monkeypatch):
     model = trained()
     changed = copy.deepcopy(model)
@@ -200,5 +211,5 @@ def test_who_changes_how_words_are_looked_up_is_asked(change, monkeypatch):
     inputs = inputs_of(MASKED, "right")
     with torch.no_grad():
         words = model.transformer.embeddings.word.weight[inputs["input_ids"]]
-        given = {**inputs, "input_ids": None, "inputs_embeds": words if change is as_sparse else words + 1}
+        given = {**inputs, "input_ids": None, "inputs_embeds": words if change in PLUS_NOTHING else words + 1}
         assert distance(changed(**inputs).logits, model(**given).logits) <= 1e-12
