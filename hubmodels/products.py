@@ -140,13 +140,11 @@ def look_up(ids: Tensor, weight: Tensor, padding: int | None) -> tuple[Tensor, T
     Of a table that is looked up and then, as this second result, multiplied, autograd makes one gradient: what was
     looked up is added to the product's. Else it would make two, and for BERT each takes 94 MB.
     """
-    is_exact = weight.dtype in (torch.float32, torch.float64)  # in half precision sums would be rounded as they grow
-    waits = torch.is_grad_enabled() and weight.requires_grad
-    if not (waits and is_exact and _is_plain(weight, (weight.dtype,)) and _is_plain(ids, (ids.dtype,))):
-        return F.embedding(ids, weight, padding), weight
-    if torch.jit.is_tracing() or _is_watched():
-        return F.embedding(ids, weight, padding), weight
-    return _LookUp.apply(ids, weight, weight, padding)
+    waits = torch.is_grad_enabled() and weight.requires_grad and not (torch.jit.is_tracing() or _is_watched())
+    exact = (torch.float32, torch.float64)  # in half precision sums would be rounded as they grow
+    if waits and _is_plain(weight, exact) and _is_plain(ids, (torch.int64, torch.int32)):
+        return _LookUp.apply(ids, weight, weight, padding)
+    return F.embedding(ids, weight, padding), weight
 
 
 class _LookUp(torch.autograd.Function):

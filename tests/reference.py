@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hubmodels.families import bert
 from hubmodels.families.bert import FAMILY
+from hubmodels.layers import Attention
 
 # Pairwise distinct, so that no swap of two sizes goes unseen. K = D / H = 6.
 B, S, D, H, V, LAYERS, POSITIONS, TYPES = 5, 9, 24, 4, 67, 3, 16, 2
@@ -64,6 +65,16 @@ def ours_as(theirs: torch.nn.Module, name: str, num_labels: int | None = None, *
     loaded = FAMILY.keys.match(held, wanted, f"a tiny {name}")
     model.load_state_dict(loaded, strict=True, assign=True)
     return model.eval().requires_grad_(True)
+
+
+def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
+    """Itself, in train mode"""
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, Attention):
+            part.dropout = 0.0
+    return model.train()
 
 
 def their_config(num_labels: int = 2, **sizes) -> transformers.BertConfig:

@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import B, S, V, distance, generator, inputs_of, ours
-from torch import nn
+from reference import B, S, V, distance, generator, inputs_of, ours, without_dropout
 from torch.profiler import profile
 
 from hubmodels import heads, layers, products
@@ -145,14 +144,8 @@ def test_everything_else_is_torchs():
 # In a model
 
 
-def trained(name=MASKED, dtype=torch.float64):
-    model = ours(name, dtype).train()
-    for part in model.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        elif isinstance(part, layers.Attention):
-            part.dropout = 0.0
-    return model
+def trained():
+    return without_dropout(ours(MASKED, torch.float64))
 
 
 def word_gradient(model, labelled=True):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import B, S, V, distance, generator, inputs_of, ours
+from reference import B, S, V, distance, generator, inputs_of, ours, without_dropout
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -109,12 +109,7 @@ def losses_and_gradients(model):
 
 @pytest.mark.parametrize("how", ["plain", "checkpointed", "distributed"])
 def test_a_step_of_a_model_equals_the_one_by_torch(how, monkeypatch, tmp_path):
-    model = ours("BertForMaskedLM", torch.float32).train()
-    for part in model.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        elif isinstance(part, layers.Attention):
-            part.dropout = 0.0
+    model = without_dropout(ours("BertForMaskedLM", torch.float32))
     with monkeypatch.context() as patch:
         patch.setattr(products, "onednn_is_faster", lambda: False)
         loss, expected = losses_and_gradients(model)
