@@ -64,12 +64,13 @@ class Cache:
                 f"of {packing.length}{' and a mask of pairs' if packing.pairwise is not None else ''}"
             )
         real, device = packing.real(), self.layers[0].kept.device
-        if real is not None and self._real is None:
-            self._real = torch.ones(self.batch, self.room, dtype=torch.bool, device=device)
+        if real is not None:
+            self.mark()
         if self._real is not None:
             self._real[:, self.length : end] = True if real is None else real
         self.mask = None if self._real is None else self._real[:, None, None, :end]
-        self.begins = self._begins_of_rows(end) if packing.length == 1 and device.type == "cpu" else None
+        one = packing.length == 1 and device.type == "cpu" and not torch.compiler.is_compiling()
+        self.begins = self._begins_of_rows(end) if one else None
         if packing.length > 1 and self.length:  # an empty cache is looked at by none: see `extend`
             before = torch.ones(packing.length, end, dtype=torch.bool, device=device).tril(self.length)
             seen = before if self.mask is None else self.mask & before
@@ -88,6 +89,11 @@ class Cache:
     def real(self) -> Tensor | None:
         """[B, columns in use] bool, which are tokens; None: all"""
         return None if self._real is None else self._real[:, : self.length]
+
+    def mark(self) -> None:
+        """Say of each column whether it is a token, even if all are."""
+        if self._real is None:
+            self._real = torch.ones(self.batch, self.room, dtype=torch.bool, device=self.layers[0].kept.device)
 
     def grow(self) -> None:
         """Count in one more column, of tokens, that somebody else has filled."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .cache import Cache
 from .errors import InputError
-from .graphs import GraphedStep, Record
 from .prepack import prepacked
+from .steps import Step, Steps
 
 _WORTH_PACKING = 64  # steps: to pack the weights takes as long as twenty to sixty of them save
 Ending = Callable[[list[int]], bool]  # a row's new ids -> whether it ends with the last of them
@@ -168,13 +168,14 @@ class _State:
                 f"prompt of {length} tokens and max_new_tokens = {options.max_new_tokens}: together {room}, but this "
                 f"model has positions for {longest}; shorten the prompt or ask for at most {max(0, longest - length)}"
             )
-        self.model = model
-        long = options.max_new_tokens >= _WORTH_PACKING and not model.training  # what is packed drops nothing
-        if long:
+        self.model, count = model, options.max_new_tokens
+        steps: Steps | None = None if model.training or options.num_beams > 1 else model.steps
+        self.steps = steps if steps is not None and count >= steps.least else None
+        if self.steps is None and count >= _WORTH_PACKING and not model.training:  # what is packed drops nothing
             self.model = prepacked(model, len(ids) * max(options.num_beams, options.num_return_sequences))
-        self.recorder: Record | None = model.recorder if long and options.num_beams == 1 else None
-        self.graph: GraphedStep | None = None
-        self.cache: Cache = model.transformer.new_cache(len(ids), room - 1)  # nothing looks at the last new token
+        self.taker: Step | None = None
+        # Nothing looks at the last new token; but a cache that is never full spares a program for when it is.
+        self.cache: Cache = model.transformer.new_cache(len(ids), room)
         self.positions: Tensor | None = None  # [B, 1] of the next token; None: its column, as nothing is padding
         self.seen = ids if options.repetition_penalty != 1.0 else None  # [B, so far]
         if mask is None:
@@ -183,30 +184,25 @@ class _State:
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             encoded = self.model.transformer.encode(ids, mask, position_ids=positions, cache=self.cache)
             self.positions = positions[:, -1:] + 1
-        self._score(encoded.packing.last(encoded.states))
+        self.scores = self.model.word_scores(encoded.packing.last(encoded.states))  # [B, V]
 
     def step(self, tokens: Tensor) -> None:
         """Add a token to each row [B] and compute the scores of the next one."""
-        if self.recorder is not None and self.graph is None:
-            self.graph = GraphedStep(self.model, self.cache, self.recorder)
-        if self.graph is not None:
-            self.scores = self.graph(tokens, self.positions)
+        if self.steps is not None and self.taker is None:
+            self.taker = self.steps(self.model, self.cache)
+        if self.taker is not None:
+            self.scores = self.taker(tokens, self.positions)
         else:
-            encoded = self.model.transformer.encode(tokens[:, None], position_ids=self.positions, cache=self.cache)
-            self._score(encoded.states)
+            self.scores = self.model.next_scores(tokens, self.positions, self.cache)
         self.positions = None if self.positions is None else self.positions + 1
         self.seen = None if self.seen is None else torch.cat([self.seen, tokens[:, None]], 1)
-
-    def _score(self, states: Tensor) -> None:
-        scores = self.model.word_scores(states)
-        self.scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # [B, V]
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows [B'], in this order."""
         if torch.equal(rows, torch.arange(len(self.scores))):
             return
-        if self.graph is not None:  # it was of other rows, and the next end soon: the rest goes on without
-            self.graph = self.recorder = None
+        if self.taker is not None and not self.taker.goes_on(len(rows)):  # the rest goes on without
+            self.taker = self.steps = None
         rows = rows.to(self.scores.device)
         self.cache.select(rows)
         self.scores = self.scores[rows]

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -163,25 +163,42 @@ class GraphedStep:
         for layer in cache.layers:  # what is masked has weight 0, which makes no number of one that is none
             layer.kept[:, :, :, cache.length :] = 0
         device = self.static.column.device
-        self.tokens, self.positions = torch.zeros(2, cache.batch, 1, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(cache.batch, dtype=torch.long, device=device)
+        self.positions = torch.zeros(cache.batch, 1, dtype=torch.long, device=device)
         words = model.transformer.embeddings.word.num_embeddings
         self.scores = torch.zeros(cache.batch, words, device=device)
         self.static.column.fill_(cache.length)
 
         def run() -> None:
             self.static.length = 0  # `encode` counts; where the token stands is said
-            encoded = model.transformer.encode(self.tokens, position_ids=self.positions, cache=self.static)
-            self.scores.copy_(model.word_scores(encoded.states))
+            self.scores.copy_(model.next_scores(self.tokens, self.positions, self.static))
 
         self.replay = record(run, Pool())
 
     def __call__(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
-        """Tokens [B] and their positions [B, 1], None: the column -> float32 [B, V], overwritten by the next call"""
+        """As `Step`; what it gives is overwritten by the next call."""
         column = self.cache.length
-        self.tokens.copy_(tokens[:, None])
+        self.tokens.copy_(tokens)
         self.positions.copy_(positions if positions is not None else torch.full_like(self.positions, column))
         self.static.column.fill_(column)
         self.static.seen[..., column] = True
         self.replay()
         self.cache.grow()
         return self.scores
+
+    def goes_on(self, rows: int) -> bool:
+        """It cannot: it was of other rows, and the next end soon."""
+        return False
+
+
+class GraphedSteps:
+    """`Steps` as a graph for each generation."""
+
+    least: ClassVar[int] = 64  # to record one takes as long as some of them save
+
+    def __init__(self, record: Record = record_on_cuda):
+        self.record = record
+
+    def __call__(self, model: Any, cache: Cache) -> GraphedStep:
+        """As `Steps`"""
+        return GraphedStep(model, cache, self.record)

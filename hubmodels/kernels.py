@@ -31,6 +31,8 @@ def seen_attention(q: Tensor, seen: Seen, packing: Packing, dropout: float, prob
     keys, values, mask, begins = seen
     if begins is not None and probs is None:
         return _attention_of_last(q, keys, values, begins, dropout)
+    if probs is None and packing.length == 1 and q.is_cpu and dropout == 0.0 and torch.compiler.is_compiling():
+        return _summed_attention_of_last(q, keys, values, mask)
     padded = packing.unpack(q).transpose(1, 2).to(keys.dtype)  # [B, H, S, K]
     if probs is None:
         out = F.scaled_dot_product_attention(padded, keys, values, attn_mask=mask, dropout_p=dropout)
@@ -54,6 +56,14 @@ def _attention_of_last(q: Tensor, keys: Tensor, values: Tensor, begins: list[int
         few = slice(row, row + 1), slice(None), slice(begin, None)
         out[row] = F.scaled_dot_product_attention(queries[row][None], keys[few], values[few], dropout_p=dropout)[0]
     return out[:, :, 0].to(q.dtype)
+
+
+def _summed_attention_of_last(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """One token a row, [B, H, K], looks at all columns of the mask: of sums torch.compile makes one loop of its own."""
+    scores = (q.to(keys.dtype)[:, :, None] * keys).sum(-1) * q.shape[-1] ** -0.5  # [B, H, columns]
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, :, 0], -torch.inf)
+    return (scores.softmax(-1)[..., None] * values).sum(2).to(q.dtype)
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from . import generation
+from .cache import Cache
 from .errors import InputError
 from .generation import Ending, Generated, GenerationOptions
-from .graphs import Record
 from .heads import IGNORED, LogitsOutput, Model, check_labels, cross_entropy, flatten_choices
 from .layers import Linear, WordScores, check_ids
 from .packing import Packing
+from .steps import Steps
 from .transformer import Decoder, DecoderOptions
 
 
@@ -38,7 +39,7 @@ class LanguageModel(Model):
     """Which word comes next? logits [B, S, V], zeros at padding; labels [B, S]: as a rule the input_ids themselves."""
 
     transformer: Decoder
-    recorder: Record | None = None  # set by `accelerate` on a GPU: makes a graph of a step of generation
+    steps: Steps | None = None  # set by `accelerate`: who takes the steps of generation
 
     def __init__(self, decoder: Decoder):
         super().__init__(decoder)
@@ -60,8 +61,14 @@ class LanguageModel(Model):
         return LogitsOutput(loss, encoded.packing.unpack(logits), encoded.hidden_states, encoded.attentions)
 
     def word_scores(self, states: Tensor) -> Tensor:
-        """[T, D] -> [T, V]"""
-        return self.scores(states, self.transformer.embeddings.word.weight)
+        """[T, D] -> at least float32 [T, V]"""
+        scores = self.scores(states, self.transformer.embeddings.word.weight)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def next_scores(self, tokens: Tensor, positions: Tensor | None, cache: Cache) -> Tensor:
+        """Of one more token a row [B], at its position [B, 1], None: the column -> at least float32 [B, V]"""
+        encoded = self.transformer.encode(tokens[:, None], position_ids=positions, cache=cache)
+        return self.word_scores(encoded.states)
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, ending: Ending | None = None, **options: Any

@@ -8,6 +8,7 @@ takes a second or two; and, for a single row, that of an embedding bag.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import ACTIVATIONS
@@ -131,6 +132,33 @@ class Int8Linear(PackedMap):
         largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]: every token is scaled to -1 … 1
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         return torch.addcmul(self.bias, product(x / largest, 1 / self.steps, self.steps + 1, self.weight), largest)
+
+
+class Int8TracedLinear(Int8Linear):
+    """`Int8Linear` whose weight torch.compile multiplies as it stands, for the few tokens of a step of generation.
+
+    There a token is rounded to bfloat16, not to whole numbers.
+    """
+
+    whole: Tensor  # int8 [out and some more, in]
+    scales: Tensor  # [out]
+    ones: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__(weight, bias)
+        scales = weight.detach().float().abs().amax(1).clamp_(min=_LEAST) / 127
+        whole = (weight.detach() / scales[:, None]).round_().to(torch.int8)
+        self.size, rest = len(whole), -len(whole) % 16  # what inductor's product of few tokens makes at once
+        self.register_buffer("whole", F.pad(whole, (0, 0, 0, rest)), persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("ones", torch.ones(len(whole) + rest, dtype=torch.bfloat16), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `Int8Linear`"""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        product = torch._weight_int8pack_mm(x.bfloat16(), self.whole, self.ones)[:, : self.size]
+        return torch.addcmul(self.bias, product.float(), self.scales)
 
 
 class RowLinear(PackedMap):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .cache import LayerCache
 from .errors import InputError
-from .graphs import GraphedBlocks, Record, record_on_cuda
+from .graphs import GraphedBlocks, GraphedSteps, Record, record_on_cuda
 from .kernels import has_varlen
 from .layers import (
     Attention,
@@ -28,6 +28,7 @@ from .maps import (
     HalfLinear,
     Int8Linear,
     Int8RowLinear,
+    Int8TracedLinear,
     PackedLinear,
     PackedMap,
     PackedWordScores,
@@ -36,6 +37,7 @@ from .maps import (
 )
 from .packing import Packing
 from .products import multiplies
+from .steps import CompiledSteps, check_compiler
 
 M = TypeVar("M", bound=nn.Module)
 _FBGEMM = ("x86", "fbgemm")  # torch's quantised engines that are it
@@ -87,7 +89,7 @@ def prepacked(model: M, rows: int) -> M:
     return _twin(model, lambda weight, bias: PackedLinear(weight, bias, rows))
 
 
-def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
+def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = False) -> M:
     """A copy of a model for inference on this CPU, packed once: `accelerate(bertModel("bert-base-uncased"))`.
 
     It is called as the model is, equals it to the rounding of its dtype, and `acceleration` says what was done. Of a
@@ -101,12 +103,19 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
     is not rounded itself: alone, a text's words may be others than beside other texts.
     On a GPU nothing is packed: an encoder in half precision runs its blocks, and a language model the steps of its
     generation, as CUDA graphs.
-    Raises InputError for what is no model of this library, is elsewhere, or a dtype that cannot be packed here.
+    compiled: of a language model on a CPU, its steps of generation, by torch.compile and a C++ compiler: the first of a
+    single row, and that of several, takes one to two minutes and as much memory as the weights; those after it are the
+    fastest there are. They are in the model's dtype; in torch.int8 a single row's are compiled, its token rounded to
+    bfloat16. Nothing else is packed then, unless dtype says so.
+    Raises InputError for what is no model of this library, is elsewhere, a dtype that cannot be packed here, or what
+    cannot be compiled.
     """
     table = _table(model)
     if not (table.is_cpu or table.is_cuda):
         raise InputError(f"accelerate: expected a model on a CPU or a GPU, got one on {table.device}")
     generates = _generates(model)
+    if compiled:
+        _check_compiled(model, table)
     if table.is_cuda:
         if dtype is not None:
             raise InputError(f"accelerate: dtype = {dtype}: expected None on {table.device}, where nothing is packed")
@@ -115,7 +124,10 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
         _check_int8(model, dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*deprecated")  # torch has no other way yet to FBGEMM's layout
-            fast = _in_float32(_twin(model, Int8RowLinear if generates else Int8Linear))
+            kind = Int8TracedLinear if compiled else Int8RowLinear if generates else Int8Linear
+            fast = _in_float32(_twin(model, kind))
+    elif compiled:
+        fast = _twin(model, None)
     elif (generates or not _onednn_packs(table)) and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
     elif _packs(model) and _sums_rows(model):
@@ -126,6 +138,8 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
         fast = _twin(model, None)
     if dtype is not None and not any(isinstance(part, Int8Linear) for part in fast.modules()):
         raise InputError("accelerate: there is no map left to pack; accelerate the model that this one was made of")
+    if generates and table.is_cpu:
+        fast.steps = CompiledSteps(1 if dtype else None) if compiled else None  # type: ignore[assignment]
     own = set(model.modules())  # the copy shares those with hooks
     for part in fast.modules():
         if part not in own:
@@ -139,8 +153,8 @@ def accelerate(model: M, dtype: torch.dtype | None = None) -> M:
 def graphed(model: M, record: Record = record_on_cuda) -> M:
     """A copy that shares everything, and runs as graphs where it can."""
     fast: Any = _twin(model, None)
-    if hasattr(fast, "recorder"):
-        fast.recorder = record
+    if _generates(model):
+        fast.steps = GraphedSteps(record)
     transformer, table = getattr(fast, "transformer", fast), _table(model)
     if not transformer.causal and table.itemsize == 2 and has_varlen(table.device):
         transformer.shortcut = GraphedBlocks(transformer.layers, record)
@@ -157,16 +171,20 @@ def _table(model: nn.Module) -> Tensor:
 
 def _told(model: nn.Module, table: Tensor) -> str:
     kinds = (PackedLinear, HalfLinear, Int8Linear)
+    steps = getattr(model, "steps", None)
     counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in kinds}
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
     single = ", for single tokens by rows" if any(isinstance(part, RowLinear) for part in model.modules()) else ""
+    single = ", for a single row of generation compiled" if isinstance(steps, CompiledSteps) else single
     dtype = str(table.dtype).removeprefix("torch.")
-    if getattr(model, "recorder", None):
+    if isinstance(steps, GraphedSteps):
         return "steps of generation without beams are a CUDA graph, from 64 words on and until a row ends"
     if getattr(getattr(model, "transformer", model), "shortcut", None):
         return f"the blocks are CUDA graphs, for numbers of tokens that are at most an eighth apart, in {dtype}"
     if counts[Int8Linear]:
         return f"{counts[Int8Linear]} linear maps packed by FBGEMM in int8 from {dtype}{single}, the rest in float32"
+    if isinstance(steps, CompiledSteps):
+        return f"steps of generation without beams are compiled, in {dtype}"
     if counts[HalfLinear]:
         return f"{counts[HalfLinear]} linear maps packed by FBGEMM from {dtype}, computed in float32"
     if counts[PackedLinear]:
@@ -225,6 +243,15 @@ def _in_float32(model: M) -> M:
             }
             module._parameters = wide
     return model
+
+
+def _check_compiled(model: nn.Module, table: Tensor) -> None:
+    if not _generates(model) or not table.is_cpu:
+        what = type(model).__name__ + ("" if table.is_cpu else f" on {table.device}")
+        raise InputError(f"accelerate: compiled = True: expected a language model on a CPU, got a {what}")
+    if any(map(has_hooks, model.modules())):
+        raise InputError("accelerate: compiled = True: a part of the model has hooks, which may not run in a program")
+    check_compiler()
 
 
 def _check_int8(model: nn.Module, dtype: torch.dtype) -> None:

@@ -394,5 +394,5 @@ def token_logprobs(
         wanted = torch.cat([part[known:] for part, (_, known) in zip(each, rows, strict=True)])
         targets = torch.cat([row[known + 1 :] for row, known in rows]).to(table.device)
         for part, target in zip(wanted.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
-            found.extend((-F.cross_entropy(model.word_scores(part).float(), target, reduction="none")).tolist())
+            found.extend((-F.cross_entropy(model.word_scores(part), target, reduction="none")).tolist())
     return found

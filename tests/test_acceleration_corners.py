@@ -17,7 +17,7 @@ from torch import nn
 import hubmodels
 from hubmodels import cache, generation, transformer
 from hubmodels.errors import InputError
-from hubmodels.graphs import GraphedBlocks
+from hubmodels.graphs import GraphedBlocks, GraphedSteps
 from hubmodels.maps import Int8Linear, PackedLinear
 from hubmodels.prepack import accelerate, graphed
 
@@ -61,7 +61,7 @@ def test_graphs_are_no_business_of_a_model_with_a_hook_of_its_own():
     model, _ = language_pair("gpt2")
     model.register_forward_hook(lambda *_: None)
     graphed(model, Recorder())
-    assert model.recorder is None
+    assert model.steps is None
 
 
 def test_a_hook_on_the_copy_is_none_on_the_model():
@@ -320,7 +320,7 @@ def nothing_is_zero_by_chance():
 @pytest.mark.usefixtures("nothing_is_zero_by_chance")
 @pytest.mark.parametrize("padding", ["none", "left"])
 def test_a_step_as_a_graph_looks_at_nothing_that_nobody_wrote(padding, monkeypatch):
-    monkeypatch.setattr(generation, "_WORTH_PACKING", 4)
+    monkeypatch.setattr(GraphedSteps, "least", 4)
     model, _ = language_pair("gpt2")
     inputs = (prompts_of(),) if padding == "none" else ragged(padding)[1:]
     fast = graphed(model, Recorder())

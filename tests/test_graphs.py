@@ -11,7 +11,7 @@ from reference import PATTERNS, B, S, distance, inputs_of, pair
 from test_generation import pair as language_pair
 from test_generation import prompts_of, ragged
 
-from hubmodels import generation, graphs
+from hubmodels import graphs
 from hubmodels.errors import InputError
 from hubmodels.graphs import GraphedBlocks, room_for
 from hubmodels.prepack import accelerate, graphed
@@ -194,7 +194,7 @@ def generated(model, *inputs, **options):
 @pytest.mark.parametrize("padding", ["none", "left", "interleaved"])
 @pytest.mark.parametrize("name", ["gpt", "gpt2"])
 def test_steps_as_a_graph_give_the_same_words(name, padding, monkeypatch):
-    monkeypatch.setattr(generation, "_WORTH_PACKING", 4)
+    monkeypatch.setattr(graphs.GraphedSteps, "least", 4)
     model, _ = language_pair(name)
     recorder = Recorder()
     fast = graphed(model, recorder)
@@ -205,7 +205,7 @@ def test_steps_as_a_graph_give_the_same_words(name, padding, monkeypatch):
 
 
 def test_rows_that_end_and_samples_and_beams_are_as_without(monkeypatch):
-    monkeypatch.setattr(generation, "_WORTH_PACKING", 4)
+    monkeypatch.setattr(graphs.GraphedSteps, "least", 4)
     model, _ = language_pair("gpt2")
     _, *inputs = ragged("left")
     stop = generated(model, *inputs, max_new_tokens=8)[0][3]
@@ -224,7 +224,7 @@ def test_rows_that_end_and_samples_and_beams_are_as_without(monkeypatch):
 
 
 def test_a_step_as_a_graph_allocates_no_cache(monkeypatch):
-    monkeypatch.setattr(generation, "_WORTH_PACKING", 4)
+    monkeypatch.setattr(graphs.GraphedSteps, "least", 4)
     model, _ = language_pair("gpt2")
     fast = graphed(model, Recorder())
     tokens = model.stream(prompts_of(), max_new_tokens=9)

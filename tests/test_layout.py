@@ -33,12 +33,13 @@ ROOMS: dict[str, set[str]] = {
     "kernels": {"products", "cache", "packing"},
     "layers": {"products", "kernels", "cache", "packing", "errors"},
     "graphs": {"layers", "cache", "packing"},
+    "steps": {"cache", "errors"},
     "transformer": {"layers", "cache", "packing", "errors"},
     "maps": {"layers", "products"},
-    "prepack": {"maps", "graphs", "layers", "products", "kernels", "cache", "packing", "errors"},
-    "generation": {"prepack", "graphs", "cache", "errors"},
+    "prepack": {"maps", "steps", "graphs", "layers", "products", "kernels", "cache", "packing", "errors"},
+    "generation": {"prepack", "steps", "cache", "errors"},
     "heads": {"transformer", "layers", "errors"},
-    "language_model": {"heads", "generation", "graphs", "transformer", "layers", "packing", "errors"},
+    "language_model": {"heads", "generation", "steps", "transformer", "layers", "cache", "packing", "errors"},
     "families": {
         "language_model",
         "heads",
@@ -145,18 +146,18 @@ FORMATS = {f"checkpoint.{name}" for name in ("tensors", "readers", "torch_file",
 STORE = {"store", "kit", "verification", "pinning", "cli"}
 CHECKPOINTS = {"local", "saving", "conversion", "vocabulary"}
 MOST_CODE_LINES = {
-    "models": 3250,
+    "models": 3260,
     "formats": 900,
     "checkpoints": 700,
     "store and commands": 2100,
-    "acceleration": 770,
+    "acceleration": 880,
     "benchmark": 1000,
 }
 SIDES = {
     "store and commands": STORE,
     "formats": FORMATS,
     "checkpoints": CHECKPOINTS,
-    "acceleration": {"kernels", "products", "maps", "prepack", "graphs"},
+    "acceleration": {"kernels", "products", "maps", "prepack", "graphs", "steps"},
     "benchmark": {"bench"},
 }
 LONGEST_FUNCTION = 60

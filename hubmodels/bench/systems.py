@@ -1,6 +1,7 @@
 """The contestants of one model and dtype, on the same weights: ours, other libraries, and the products alone."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import accelerate
+from ..errors import InputError
 from ..maps import PackedMap
 from .peers import DECODERS, ENCODERS, ON_CPU, PeerError
 from .workloads import Cell
@@ -21,12 +23,13 @@ Run = Callable[[Cell], Tensor]  # an encoder's: states [B, S, D]; a decoder's: n
 
 def our_runs(model: Any, dtype: str, decodes: bool) -> tuple[dict[str, Run], Any]:
     """And the accelerated model. model: in the dtype; of int8, which `accelerate` makes, in float32."""
-    run = _generation if decodes else _states
-    if dtype == "int8":
-        fast = accelerate(model, torch.int8)
-        return {"accelerated": run(fast)}, fast
-    fast = accelerate(model)
-    return {"hubmodels": run(model), "accelerated": run(fast)}, fast
+    run, packed = _generation if decodes else _states, torch.int8 if dtype == "int8" else None
+    fast = accelerate(model, packed)
+    runs = {"accelerated": run(fast)} if packed else {"hubmodels": run(model), "accelerated": run(fast)}
+    if decodes:
+        with suppress(InputError):  # not on a GPU, nor without a compiler
+            runs["compiled"] = run(accelerate(model, packed, compiled=True))
+    return runs, fast
 
 
 def peer_runs(
