@@ -128,9 +128,9 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
 # copy. (Putting rows in the order of their lengths first costs what the fewer calls gain.) The loop is one operator to
 # torch.compile, so a graph holds for batches of every shape. Several versions of this package may live in one process:
 # each registers it under a name of its own.
-_NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
-while hasattr(getattr(torch.ops, _NAMESPACE), "ragged_attention"):  # this file ran before, and its models live on
-    _NAMESPACE += "_"
+NAMESPACE = f"hubmodels_{zlib.crc32(__file__.encode()):08x}"
+while hasattr(getattr(torch.ops, NAMESPACE), "ragged_attention"):  # this file ran before, and its models live on
+    NAMESPACE += "_"
 _SCORES = 2**19  # at once, of these and of their softmax: a megabyte of bfloat16 each
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -177,11 +177,11 @@ def _ragged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: 
 
 # Calling it as an operator imports the compiler, a second: without gradients the function is called itself.
 ragged_attention = torch.library.custom_op(
-    f"{_NAMESPACE}::ragged_attention", _ragged_attention, mutates_args=(), device_types="cpu"
+    f"{NAMESPACE}::ragged_attention", _ragged_attention, mutates_args=(), device_types="cpu"
 )
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::ragged_attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{NAMESPACE}::ragged_attention_backward", mutates_args=(), device_types="cpu")
 def _ragged_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -274,11 +274,11 @@ def _seeded_attention(
 
 
 seeded_attention = torch.library.custom_op(
-    f"{_NAMESPACE}::seeded_attention", _seeded_attention, mutates_args=(), device_types="cpu"
+    f"{NAMESPACE}::seeded_attention", _seeded_attention, mutates_args=(), device_types="cpu"
 )
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::seeded_attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{NAMESPACE}::seeded_attention_backward", mutates_args=(), device_types="cpu")
 @torch.autocast("cpu", enabled=False)
 def _seeded_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, seed: Tensor, dropout: float, causal: bool

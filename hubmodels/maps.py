@@ -5,12 +5,15 @@ oneDNN's, which is quickly made and serves rows of any number; FBGEMM's for half
 takes a second or two; and, for a single row, that of an embedding bag.
 """
 
+import itertools
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels import NAMESPACE
 from .layers import ACTIVATIONS
 from .products import linear
 
@@ -118,8 +121,9 @@ class Int8Linear(PackedMap):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         weight = weight.detach().float()
-        scales = weight.abs().amax(1).clamp_(min=_LEAST) / 127  # [out]
-        whole = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
+        whole = torch.quantize_per_channel(
+            weight, _scales(weight).double(), torch.zeros(len(weight)).long(), 0, torch.qint8
+        )
         self.weight = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
         self.steps = 127 if torch.cpu._is_vnni_supported() else 63
@@ -130,14 +134,24 @@ class Int8Linear(PackedMap):
         if len(x) == 0:
             return x.new_empty(0, len(self.bias))
         largest = x.abs().amax(1, keepdim=True).clamp_(min=_LEAST)  # [T, 1]: every token is scaled to -1 … 1
+        return torch.addcmul(self.bias, self.product(x / largest), largest)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Tokens between -1 and 1 [T, in] -> [T, out]"""
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return torch.addcmul(self.bias, product(x / largest, 1 / self.steps, self.steps + 1, self.weight), largest)
+        return product(x, 1 / self.steps, self.steps + 1, self.weight)
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """[out, in] -> what a step of 127 is worth in each row [out]"""
+    return weight.detach().float().abs().amax(1).clamp_(min=_LEAST) / 127
 
 
 class Int8TracedLinear(Int8Linear):
-    """`Int8Linear` whose weight torch.compile multiplies as it stands, for the few tokens of a step of generation.
+    """`Int8Linear` for steps of generation that torch.compile makes a program of.
 
-    There a token is rounded to bfloat16, not to whole numbers.
+    There a single token is rounded to bfloat16, not to whole numbers, and the weight multiplied as it stands; several
+    go to FBGEMM by an operator that a program can name.
     """
 
     whole: Tensor  # int8 [out and some more, in]
@@ -146,19 +160,52 @@ class Int8TracedLinear(Int8Linear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, bias)
-        scales = weight.detach().float().abs().amax(1).clamp_(min=_LEAST) / 127
+        scales = _scales(weight)
         whole = (weight.detach() / scales[:, None]).round_().to(torch.int8)
-        self.size, rest = len(whole), -len(whole) % 16  # what inductor's product of few tokens makes at once
+        rest = -len(whole) % 16  # what inductor's product of few tokens makes at once
         self.register_buffer("whole", F.pad(whole, (0, 0, 0, rest)), persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("ones", torch.ones(len(whole) + rest, dtype=torch.bfloat16), persistent=False)
+        self.number = _numbered(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self.number = _numbered(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `Int8Linear`"""
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() or len(x) != 1:
             return super().forward(x)
-        product = torch._weight_int8pack_mm(x.bfloat16(), self.whole, self.ones)[:, : self.size]
+        product = torch._weight_int8pack_mm(x.bfloat16(), self.whole, self.ones)[:, : len(self.bias)]
         return torch.addcmul(self.bias, product.float(), self.scales)
+
+    def product(self, x: Tensor) -> Tensor:
+        """As `Int8Linear`"""
+        if torch.compiler.is_compiling():
+            return _int8_product(x, self.number, len(self.bias))
+        return super().product(x)
+
+
+_traced: WeakValueDictionary[int, Int8TracedLinear] = WeakValueDictionary()  # a program names one by its number
+_numbers = itertools.count()
+
+
+def _numbered(part: Int8TracedLinear) -> int:
+    number = next(_numbers)
+    _traced[number] = part
+    return number
+
+
+def _product_of(x: Tensor, number: int, size: int) -> Tensor:
+    """`Int8Linear.product` of the map of that number, which has so many rows."""
+    return Int8Linear.product(_traced[number], x)
+
+
+_operators = torch.library.Library(NAMESPACE, "FRAGMENT")
+_operators.define("int8_product(Tensor x, int number, int size) -> Tensor")
+_operators.impl("int8_product", _product_of, "CPU")
+_operators.impl("int8_product", lambda x, number, size: x.new_empty(len(x), size), "Meta")
+_int8_product = getattr(torch.ops, NAMESPACE).int8_product.default
 
 
 class RowLinear(PackedMap):

@@ -105,8 +105,8 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     generation, as CUDA graphs.
     compiled: of a language model on a CPU, its steps of generation, by torch.compile and a C++ compiler: the first of a
     single row, and that of several, takes one to two minutes and as much memory as the weights; those after it are the
-    fastest there are. They are in the model's dtype; in torch.int8 a single row's are compiled, its token rounded to
-    bfloat16. Nothing else is packed then, unless dtype says so.
+    fastest there are. They are in the model's dtype, or in torch.int8, where a single row's token is rounded to
+    bfloat16. Nothing else is packed, unless dtype says so.
     Raises InputError for what is no model of this library, is elsewhere, a dtype that cannot be packed here, or what
     cannot be compiled.
     """
@@ -139,7 +139,7 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     if dtype is not None and not any(isinstance(part, Int8Linear) for part in fast.modules()):
         raise InputError("accelerate: there is no map left to pack; accelerate the model that this one was made of")
     if generates and table.is_cpu:
-        fast.steps = CompiledSteps(1 if dtype else None) if compiled else None  # type: ignore[assignment]
+        fast.steps = CompiledSteps() if compiled else None  # type: ignore[assignment]
     own = set(model.modules())  # the copy shares those with hooks
     for part in fast.modules():
         if part not in own:
@@ -175,7 +175,7 @@ def _told(model: nn.Module, table: Tensor) -> str:
     counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in kinds}
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
     single = ", for single tokens by rows" if any(isinstance(part, RowLinear) for part in model.modules()) else ""
-    single = ", for a single row of generation compiled" if isinstance(steps, CompiledSteps) else single
+    single = ", steps of generation without beams compiled" if isinstance(steps, CompiledSteps) else single
     dtype = str(table.dtype).removeprefix("torch.")
     if isinstance(steps, GraphedSteps):
         return "steps of generation without beams are a CUDA graph, from 64 words on and until a row ends"

@@ -30,30 +30,26 @@ class Steps(Protocol):
     @property
     def least(self) -> int: ...
 
-    def __call__(self, model: Any, cache: Cache) -> Step | None:
-        """None: nobody; the model is to be called itself."""
+    def __call__(self, model: Any, cache: Cache) -> Step: ...
 
 
 class CompiledSteps:
     """`Steps` as one program for a single row, and one for any number of them; each is made when it is first wanted.
 
-    That takes a minute or two, and memory for the weights once more. most: rows; more are left to the model.
+    That takes a minute or two, and memory for the weights once more.
     """
 
     least: ClassVar[int] = 1
 
-    def __init__(self, most: int | None = None):
-        self.most = most
+    def __init__(self) -> None:
         self._model: Any = None  # whose programs these are: they hold its weights
         self._program: Callable[..., Tensor] = _next_scores
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.most,)  # a copy's weights are its own
+        return type(self), ()  # a copy's weights are its own
 
-    def __call__(self, model: Any, cache: Cache) -> Step | None:
+    def __call__(self, model: Any, cache: Cache) -> Step:
         """As `Steps`"""
-        if self.most is not None and cache.batch > self.most:
-            return None
         if model is not self._model:
             wide = next(model.parameters()).dtype == torch.float64  # of which inductor has no products
             options = {

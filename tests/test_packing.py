@@ -634,8 +634,8 @@ def test_a_mask_of_pairs_and_a_graph_are_left_to_torch(multiplied, monkeypatch):
 
 def test_operator_names_of_two_checkouts_differ():
     """Two versions in one process: the name is made of the file's path."""
-    assert kernels.ragged_attention._qualname.startswith(kernels._NAMESPACE + "::")
-    assert re.fullmatch(r"hubmodels_[0-9a-f]{8}_*", kernels._NAMESPACE)
+    assert kernels.ragged_attention._qualname.startswith(kernels.NAMESPACE + "::")
+    assert re.fullmatch(r"hubmodels_[0-9a-f]{8}_*", kernels.NAMESPACE)
 
 
 # Which kernel runs
