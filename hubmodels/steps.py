@@ -30,7 +30,8 @@ class Steps(Protocol):
     @property
     def least(self) -> int: ...
 
-    def __call__(self, model: Any, cache: Cache) -> Step: ...
+    def __call__(self, model: Any, cache: Cache) -> Step | None:
+        """None: nobody; the model is to be called itself."""
 
 
 class CompiledSteps:
@@ -48,8 +49,10 @@ class CompiledSteps:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()  # a copy's weights are its own
 
-    def __call__(self, model: Any, cache: Cache) -> Step:
+    def __call__(self, model: Any, cache: Cache) -> Step | None:
         """As `Steps`"""
+        if cache.batch == 1 and cache.real is not None:
+            return None  # the last row of several, with padding, which the program of one knows nothing of
         if model is not self._model:
             wide = next(model.parameters()).dtype == torch.float64  # of which inductor has no products
             options = {
@@ -79,7 +82,7 @@ class _CompiledStep:
             return self.program(self.model, tokens, positions, self.cache)
 
     def goes_on(self, rows: int) -> bool:
-        return rows > 1  # a last row may come with padding, which the program of one knows nothing of
+        return rows > 1
 
 
 def _next_scores(model: Any, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:

@@ -86,6 +86,10 @@ def test_two_programs_serve_all(both, monkeypatch):
             words(fast, prompts_of(1)[:, :3], max_new_tokens=count)
             words(fast, prompts_of(3), max_new_tokens=count)
             words(fast, *ragged("interleaved")[1:], max_new_tokens=count)
+        _, *inputs = ragged("left")
+        firsts = [ids[0] for ids, _ in words(fast, *inputs, max_new_tokens=1)]
+        assert firsts[0] not in firsts[1:]
+        words(fast, *inputs, max_new_tokens=4, stop_ids=firsts[1:])  # the first row goes on alone, before any step
 
 
 def test_a_program_holds_the_weights_it_was_made_of():
