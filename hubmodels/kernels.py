@@ -60,10 +60,11 @@ def _attention_of_last(q: Tensor, keys: Tensor, values: Tensor, begins: list[int
 
 def _summed_attention_of_last(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """One token a row, [B, H, K], looks at all columns of the mask: of sums torch.compile makes one loop of its own."""
-    scores = (q.to(keys.dtype)[:, :, None] * keys).sum(-1) * q.shape[-1] ** -0.5  # [B, H, columns]
+    # Spread out, a factor is never contiguous, and torch need not ask whether the cache is: it is when it gets full.
+    scores = (q.to(keys.dtype)[:, :, None].expand_as(keys) * keys).sum(-1) * q.shape[-1] ** -0.5  # [B, H, columns]
     if mask is not None:
         scores = scores.masked_fill(~mask[:, :, 0], -torch.inf)
-    return (scores.softmax(-1)[..., None] * values).sum(2).to(q.dtype)
+    return (scores.softmax(-1)[..., None].expand_as(values) * values).sum(2).to(q.dtype)
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float) -> Tensor:

@@ -194,7 +194,7 @@ def test_a_compiled_decoder_takes_a_cache(family):
     compiled = torch.compile(model, backend=counter, dynamic=True)
     ids, mask = batch(3, 16)
     mask[:, 5:] = 1
-    cache, counts, parts = model.transformer.new_cache(3, 17), [], []  # one that gets full is compiled once more
+    cache, counts, parts = model.transformer.new_cache(3, 16), [], []
     with torch.no_grad():
         parts.append(compiled(ids[:, :5], mask[:, :5], cache=cache).logits)
         for column in range(5, 16):
