@@ -174,8 +174,7 @@ class _State:
         if self.steps is None and count >= _WORTH_PACKING and not model.training:  # what is packed drops nothing
             self.model = prepacked(model, len(ids) * max(options.num_beams, options.num_return_sequences))
         self.taker: Step | None = None
-        # Nothing looks at the last new token; but a cache that is never full spares a program for when it is.
-        self.cache: Cache = model.transformer.new_cache(len(ids), room)
+        self.cache: Cache = model.transformer.new_cache(len(ids), room - 1)  # nothing looks at the last new token
         self.positions: Tensor | None = None  # [B, 1] of the next token; None: its column, as nothing is padding
         self.seen = ids if options.repetition_penalty != 1.0 else None  # [B, so far]
         if mask is None:

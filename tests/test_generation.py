@@ -662,7 +662,7 @@ def test_the_cache_stays_where_it_is(model, monkeypatch):
     assert len(places) == NEW
     assert all(each == places[0] for each in places)
     assert lengths == list(range(S, S + NEW))
-    assert caches[0].keys[0].shape == (B, H, S + NEW, D // H)
+    assert caches[0].keys[0].shape == (B, H, S + NEW - 1, D // H)
 
 
 # Streams
