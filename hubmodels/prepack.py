@@ -25,6 +25,9 @@ from .layers import (
     is_plain,
 )
 from .maps import (
+    FEW,
+    TOKENS,
+    ConvolvedLinear,
     HalfLinear,
     Int8Linear,
     Int8RowLinear,
@@ -34,6 +37,7 @@ from .maps import (
     PackedWordScores,
     PlainMap,
     RowLinear,
+    convolves,
 )
 from .packing import Packing
 from .products import multiplies
@@ -41,7 +45,6 @@ from .steps import CompiledSteps, check_compiler
 
 M = TypeVar("M", bound=nn.Module)
 _FBGEMM = ("x86", "fbgemm")  # torch's quantised engines that are it
-_TOKENS = 16  # oneDNN's layout is the same for more
 
 
 class FusedPostNormBlock(PostNormBlock):
@@ -86,7 +89,14 @@ def prepacked(model: M, rows: int) -> M:
         return model
     if rows == 1 and _sums_rows(model):
         return _twin(model, lambda weight, bias: RowLinear(weight, bias, PlainMap(weight, bias)))
-    return _twin(model, lambda weight, bias: PackedLinear(weight, bias, rows))
+    return _twin(model, lambda weight, bias: _packed(weight, bias, rows, PlainMap))
+
+
+def _packed(weight: Tensor, bias: Tensor | None, rows: int, of_many: Callable[..., PackedMap]) -> PackedMap:
+    """For inputs of about `rows` tokens; `of_many` makes what takes many, where a layout is for few alone."""
+    if rows <= FEW and convolves(weight):
+        return ConvolvedLinear(weight, bias, of_many(weight, bias))
+    return PackedLinear(weight, bias, rows)
 
 
 def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = False) -> M:
@@ -95,8 +105,9 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     It is called as the model is, equals it to the rounding of its dtype, and `acceleration` says what was done. Of a
     language model in half precision, and of any other where the CPU has no products of its dtype, it computes in
     float32 on the half precision weights, and is both faster and nearer to the model in float32 than the model itself.
-    Otherwise as `prepacked`, a language model for one token and, beside it, for several: that costs as much memory
-    again as its maps. It is in eval mode, has no dropout and gives no gradients.
+    Otherwise as `prepacked`: a language model for one token and, beside it, for several, an encoder on an AMD CPU
+    without AVX512 for a few and, beside it, for many; each costs as much memory again as the maps. It is in eval
+    mode, has no dropout and gives no gradients.
     dtype: of the packed weights; None: as they are; torch.int8: a quarter of float32's bytes, rounded to 255 steps for
     each row of a weight and each token, everything else in float32; for a token 127 steps where the CPU has no VNNI.
     Best where few tokens read all the weights. A language model's weights are held once more for a single token, which
@@ -131,10 +142,10 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     elif (generates or not _onednn_packs(table)) and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
     elif _packs(model) and _sums_rows(model):
-        fast = _twin(model, lambda weight, bias: RowLinear(weight, bias, PackedLinear(weight, bias, _TOKENS)))
+        fast = _twin(model, lambda weight, bias: RowLinear(weight, bias, _packed(weight, bias, TOKENS, PlainMap)))
+    elif _packs(model):
+        fast = _twin(model, lambda weight, bias: _packed(weight, bias, TOKENS, PackedLinear))
     else:
-        fast = prepacked(model, _TOKENS)
-    if fast is model:
         fast = _twin(model, None)
     if dtype is not None and not any(isinstance(part, Int8Linear) for part in fast.modules()):
         raise InputError("accelerate: there is no map left to pack; accelerate the model that this one was made of")
@@ -170,9 +181,10 @@ def _table(model: nn.Module) -> Tensor:
 
 
 def _told(model: nn.Module, table: Tensor) -> str:
-    kinds = (PackedLinear, HalfLinear, Int8Linear)
     steps = getattr(model, "steps", None)
-    counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in kinds}
+    counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in (HalfLinear, Int8Linear)}
+    by_onednn = {part for part in model.modules() if isinstance(part, (PackedLinear, ConvolvedLinear))}
+    by_onednn -= {part.many for part in by_onednn if isinstance(part, ConvolvedLinear)}
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
     single = ", for single tokens by rows" if any(isinstance(part, RowLinear) for part in model.modules()) else ""
     single = ", steps of generation without beams compiled" if isinstance(steps, CompiledSteps) else single
@@ -187,8 +199,8 @@ def _told(model: nn.Module, table: Tensor) -> str:
         return f"steps of generation without beams are compiled, in {dtype}"
     if counts[HalfLinear]:
         return f"{counts[HalfLinear]} linear maps packed by FBGEMM from {dtype}, computed in float32"
-    if counts[PackedLinear]:
-        return f"{counts[PackedLinear]} linear maps packed by oneDNN in {dtype}{single}, {fused} blocks fused"
+    if by_onednn:
+        return f"{len(by_onednn)} linear maps packed by oneDNN in {dtype}{single}, {fused} blocks fused"
     why = "autocast is on" if torch.is_autocast_enabled("cpu") else f"torch has no packed layout of {dtype} here"
     return f"nothing: {why}"
 
