@@ -21,6 +21,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/hubmodels bench --curves --output build/bench
 	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/products.py --packed
 	$(BIN)/python benchmarks/products.py --dtype bfloat16
 	$(BIN)/python benchmarks/single_token.py
 	$(BIN)/python benchmarks/startup.py

@@ -1,17 +1,21 @@
-"""A linear map by torch's own product and by the other that `hubmodels.products.linear` may take: which is faster here.
+"""A linear map by torch's own product and by another that hubmodels may take: which is faster here.
 
-    python benchmarks/products.py [--dtype float32|bfloat16|float16] [--rounds N]
+    python benchmarks/products.py [--dtype float32|bfloat16|float16] [--packed] [--rounds N]
 
 In float32 that is oneDNN's beside MKL's, taken on AMD's CPUs; in half precision the product in float32 of the matrix
-made wide, taken where a CPU has no products of half precision. Maps of BERT-base for 8 to 4,096 tokens (1,024 in half
-precision), in turn, each time over the weights of twelve layers, so that they come from memory as in a model; a figure
-is the median over the rounds of (torch's seconds / the other's seconds), with the least and the most, and the other's
-GFLOP/s. Both must agree with float64 to 1e-5 of the greatest number, or to the dtype's rounding.
+made wide, taken where a CPU has no products of half precision. With --packed, of a few tokens and in float32, oneDNN's
+convolution beside its inner product, both on weights laid out for them, taken on AMD's CPUs without AVX512.
+Maps of BERT-base for 8 to 4,096 tokens (1,024 in half precision; 2 to 64), in turn, each time over the weights of
+twelve layers, so that they come from memory as in a model; a figure is the median over the rounds of (the first's
+seconds / the other's seconds), with the least and the most, and the other's GFLOP/s. Both must agree with float64 to
+1e-5 of the greatest number, or to the dtype's rounding.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -21,42 +25,58 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hubmodels.maps import ConvolvedLinear, PackedLinear, PlainMap
 from hubmodels.products import _product, multiplies
 
 MAPS = ((768, 768), (768, 2304), (768, 3072), (3072, 768))
 TOKENS = (8, 64, 128, 512, 1024, 4096)
+FEW = (2, 4, 8, 12, 16, 24, 32, 64)
 LAYERS = 12
 
 
-def by_onednn(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+Make = Callable[[Tensor], Callable[[Tensor], Tensor]]  # a weight -> a map
 
 
-def in_float32(x: Tensor, weight: Tensor) -> Tensor:
-    return _product(x, weight, None, x.dtype)
+def by_torch(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return partial(F.linear, weight=weight)
 
 
-def compare(tokens: int, width: int, height: int, dtype: torch.dtype, rounds: int) -> str:
+def by_onednn(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def in_float32(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: _product(x, weight, None, x.dtype)
+
+
+def packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return PackedLinear(weight, None)
+
+
+def convolved(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return ConvolvedLinear(weight, None, PlainMap(weight, None))
+
+
+def compare(tokens: int, width: int, height: int, dtype: torch.dtype, rounds: int, ways: tuple[Make, Make]) -> str:
     """One cell of the table: [tokens, width] -> [tokens, height]"""
-    other = by_onednn if dtype == torch.float32 else in_float32
     x = torch.randn(tokens, width, dtype=dtype)
     weights = [torch.randn(height, width, dtype=dtype) for _ in range(LAYERS)]
     right = F.linear(x.double(), weights[0].double())
-    for way in (F.linear, other):
-        error = float((way(x, weights[0]) - right).abs().max() / right.abs().max())
+    maps = [[way(weight) for weight in weights] for way in ways]
+    for way, (first, *_) in zip(ways, maps, strict=True):
+        error = float((first(x) - right).abs().max() / right.abs().max())
         if error > max(1e-5, torch.finfo(dtype).eps):
             raise SystemExit(f"{way.__name__}: differs from float64 by {error:.1e}")
-    seconds: dict[str, list[float]] = {F.linear.__name__: [], other.__name__: []}
+    seconds: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
-        for way in (F.linear, other):
+        for each, found in zip(maps, seconds, strict=True):
             begun = time.perf_counter()
-            for weight in weights:
-                way(x, weight)
+            for product in each:
+                product(x)
             if turn:
-                seconds[way.__name__].append(time.perf_counter() - begun)
-    torchs, others = seconds.values()
-    ratios = [a / b for a, b in zip(torchs, others, strict=True)]
-    speed = 2 * LAYERS * tokens * width * height / median(others) / 1e9
+                found.append(time.perf_counter() - begun)
+    ratios = [a / b for a, b in zip(*seconds, strict=True)]
+    speed = 2 * LAYERS * tokens * width * height / median(seconds[1]) / 1e9
     return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}), {speed:.0f}"
 
 
@@ -64,16 +84,22 @@ def compare(tokens: int, width: int, height: int, dtype: torch.dtype, rounds: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--packed", action="store_true", help="a few tokens on weights that are laid out for them")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    if options.packed and options.dtype != "float32":
+        parser.error(f"--packed: expected --dtype float32, got {options.dtype}")
     dtype = getattr(torch, options.dtype)
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
     has = "multiplies" if multiplies(dtype) else "does not multiply"
     print(f"{name}, which {has} {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| tokens | " + " | ".join(f"{width} -> {height}" for width, height in MAPS) + " |")
     print("|" + "---|" * (1 + len(MAPS)))
-    for tokens in TOKENS if dtype == torch.float32 else TOKENS[:-1]:
-        cells = [compare(tokens, width, height, dtype, options.rounds) for width, height in MAPS]
+    ways = (by_torch, by_onednn if dtype == torch.float32 else in_float32)
+    if options.packed:
+        ways = (packed, convolved)
+    for tokens in FEW if options.packed else TOKENS if dtype == torch.float32 else TOKENS[:-1]:
+        cells = [compare(tokens, width, height, dtype, options.rounds, ways) for width, height in MAPS]
         print(f"| {tokens} | " + " | ".join(cells) + " |", flush=True)
 
 

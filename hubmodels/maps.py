@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .kernels import NAMESPACE
 from .layers import ACTIVATIONS
-from .products import LARGE, linear, onednn_is_faster
+from .products import linear, onednn_is_faster
 
 TOKENS = 16  # that a weight is laid out for; oneDNN's layout for an inner product is the same for more
 _LEAST = 1e-30  # what the largest number of a row of zeros is taken to be
@@ -85,6 +85,7 @@ class PackedLinear(PackedMap):
 
 _POINT = ([0, 0], [1, 1], [1, 1], 1)  # padding, stride, dilation and groups of a convolution with a kernel of 1 x 1
 FEW = 32  # tokens; of more, a convolution is not faster
+_WIDE = 2**20  # numbers of a weight from which on it is worth the tenth of a millisecond that one takes to begin
 
 
 class ConvolvedLinear(PackedMap):
@@ -181,12 +182,12 @@ def _rows_for(least: int, shape: torch.Size, width: int | None, threads: int) ->
 
 
 def convolves(weight: Tensor) -> bool:
-    """Whether few tokens are multiplied faster by `ConvolvedLinear`, as measured: large weights on AMD's CPUs without
+    """Whether few tokens are multiplied faster by `ConvolvedLinear`, as measured: wide weights on AMD's CPUs without
     AVX512.
     """
     if torch.cpu._is_avx512_supported() or not hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md"):
         return False
-    return weight.dtype == torch.float32 and weight.numel() >= LARGE and onednn_is_faster()
+    return weight.dtype == torch.float32 and weight.numel() >= _WIDE and onednn_is_faster()
 
 
 class PlainMap(PackedMap):

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 _TENSORS = (Tensor, torch.nn.Parameter)  # and no class of anybody's, whose product may be another
 _HALF = (torch.bfloat16, torch.float16)
-LARGE = 2**18  # numbers of a matrix from which on a better product is worth oneDNN's 40 microseconds to begin one
+_LARGE = 2**18  # numbers of a matrix from which on a better product is worth oneDNN's 40 microseconds to begin one
 _MANY = 16  # tokens from which on a product in float32 pays for making it of a matrix in half precision
 
 
@@ -43,8 +43,8 @@ def _has_better(dtype: torch.dtype, x: Tensor, weight: Tensor) -> bool:
     """Whether these products of `dtype` are faster by `_product`"""
     if dtype in _HALF and not multiplies(dtype):
         tokens = x.numel() // max(1, weight.shape[-1])
-        return tokens >= _MANY and tokens * weight.numel() >= _MANY * LARGE
-    return dtype == torch.float32 and weight.numel() >= LARGE and onednn_is_faster()
+        return tokens >= _MANY and tokens * weight.numel() >= _MANY * _LARGE
+    return dtype == torch.float32 and weight.numel() >= _LARGE and onednn_is_faster()
 
 
 @cache
@@ -98,7 +98,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype)
     """[..., in] -> [..., out] of `dtype`, to which all are rounded, summed up in float32 and rounded once"""
     x, weight = _wide(x, dtype), _wide(weight, dtype)
     bias = None if bias is None else _wide(bias, dtype)
-    if onednn_is_faster() and weight.numel() >= LARGE:
+    if onednn_is_faster() and weight.numel() >= _LARGE:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "").to(dtype)
     return F.linear(x, weight, bias).to(dtype)
 

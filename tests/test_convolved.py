@@ -10,7 +10,7 @@ from reference import distance
 from test_bench import tiny
 from test_generation import pair, ragged
 
-from hubmodels import maps, prepack, products
+from hubmodels import maps, prepack
 from hubmodels.layers import ACTIVATIONS, Linear
 from hubmodels.maps import FEW, ConvolvedLinear, PackedLinear, PackedMap, PlainMap
 from hubmodels.prepack import accelerate, prepacked
@@ -156,7 +156,7 @@ def test_many_rows_are_not_convolved(convolving):
 
 
 def test_where_it_is_taken(monkeypatch):
-    large, small = torch.empty(products.LARGE // 8, 8), torch.empty(products.LARGE // 8 - 1, 8)
+    large, small = torch.empty(maps._WIDE // 8, 8), torch.empty(maps._WIDE // 8 - 1, 8)
     monkeypatch.setattr(maps, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
     assert maps.convolves(large)

@@ -23,7 +23,7 @@ def shapes(monkeypatch):
         asked.append(tuple(weight.shape))
         return real(x, weight, *rest)
 
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "_LARGE", 0)
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spied)
     return asked
@@ -144,7 +144,7 @@ def test_a_shape_that_does_not_fit_is_torchs_error(shapes):
 
 
 def test_small_matrices_are_not_worth_it(shapes, monkeypatch):
-    monkeypatch.setattr(products, "LARGE", 7 * 11 + 1)
+    monkeypatch.setattr(products, "_LARGE", 7 * 11 + 1)
     with torch.no_grad():
         linear_of()(x_of(3))
     assert shapes == []
@@ -187,7 +187,7 @@ def lacking(monkeypatch):
     """A CPU without products of half precision, for which no matrix is too small: what was multiplied in float32."""
     real, asked = products._product, []
     monkeypatch.setattr(products, "_MANY", 2)
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "_LARGE", 0)
     monkeypatch.setattr(products, "multiplies", lambda dtype: dtype not in HALF)
     monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
     monkeypatch.setattr(products, "_product", lambda *given: asked.append(given[-1]) or real(*given))

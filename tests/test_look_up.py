@@ -78,7 +78,7 @@ def test_short_ids():
 def tables_made(look_up, monkeypatch):
     """How many tensors of the table's size the way back takes memory for"""
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "_LARGE", 0)
     weight = table(torch.float32)
     vectors, weight = look_up(ids_of(), weight, 0)
     loss = products.linear(vectors.tanh()[:9], weight).pow(3).sum()

@@ -24,7 +24,7 @@ def onednn(monkeypatch):
         pytest.skip("torch was built without oneDNN")
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "multiplies", lambda dtype: True)
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "_LARGE", 0)
 
 
 def operands(dtype=torch.float32, rows=ROWS):
