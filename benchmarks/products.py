@@ -25,7 +25,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hubmodels.maps import ConvolvedLinear, PackedLinear, PlainMap
+from hubmodels.convolution import ConvolvedLinear
+from hubmodels.maps import PackedLinear, PlainMap
 from hubmodels.products import _product, multiplies
 
 MAPS = ((768, 768), (768, 2304), (768, 3072), (3072, 768))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import LayerCache
+from .convolution import FEW, ConvolvedLinear, convolves
 from .errors import InputError
 from .graphs import GraphedBlocks, GraphedSteps, Record, record_on_cuda
 from .kernels import has_varlen
@@ -25,9 +26,7 @@ from .layers import (
     is_plain,
 )
 from .maps import (
-    FEW,
     TOKENS,
-    ConvolvedLinear,
     HalfLinear,
     Int8Linear,
     Int8RowLinear,
@@ -37,7 +36,6 @@ from .maps import (
     PackedWordScores,
     PlainMap,
     RowLinear,
-    convolves,
 )
 from .packing import Packing
 from .products import multiplies

@@ -10,9 +10,10 @@ from reference import distance
 from test_bench import tiny
 from test_generation import pair, ragged
 
-from hubmodels import maps, prepack
+from hubmodels import convolution, prepack
+from hubmodels.convolution import FEW, ConvolvedLinear
 from hubmodels.layers import ACTIVATIONS, Linear
-from hubmodels.maps import FEW, ConvolvedLinear, PackedLinear, PackedMap, PlainMap
+from hubmodels.maps import PackedLinear, PackedMap, PlainMap
 from hubmodels.prepack import accelerate, prepacked
 
 pytestmark = pytest.mark.skipif(
@@ -99,19 +100,19 @@ def test_no_weight_is_laid_out_anew_in_a_call(inputs, outputs, capfd):
 def test_a_number_of_tokens_that_wants_another_layout_goes_the_other_way(monkeypatch):
     weight, offset = weight_of(64, 48)
     convolved, widths = ConvolvedLinear(weight, offset, Elsewhere()), iter([8, 32])
-    monkeypatch.setattr(maps, "_width_of", lambda kernel, inputs: next(widths))
-    maps._rows_for.cache_clear()
+    monkeypatch.setattr(convolution, "_width_of", lambda kernel, inputs: next(widths))
+    convolution._rows_for.cache_clear()
     x = torch.randn(9, 64)
     assert torch.equal(convolved(x), torch.full((9, 5), 7.0))
     assert torch.equal(convolved.bent(x, "relu"), torch.full((9, 5), 7.0))
     assert torch.equal(convolved.plus(x, torch.ones(9, 5)), torch.full((9, 5), 8.0))
     assert next(widths, None) is None  # it was asked for twelve tokens and for sixteen, once
-    maps._rows_for.cache_clear()
+    convolution._rows_for.cache_clear()
 
 
 def test_a_layout_that_is_not_known_is_not_trusted(monkeypatch):
     weight, offset = weight_of(64, 48)
-    monkeypatch.setattr(maps, "_width_of", lambda kernel, inputs: None)
+    monkeypatch.setattr(convolution, "_width_of", lambda kernel, inputs: None)
     convolved = ConvolvedLinear(weight, offset, Elsewhere())
     assert torch.equal(convolved(torch.randn(8, 64)), torch.full((8, 5), 7.0))
 
@@ -156,14 +157,14 @@ def test_many_rows_are_not_convolved(convolving):
 
 
 def test_where_it_is_taken(monkeypatch):
-    large, small = torch.empty(maps._WIDE // 8, 8), torch.empty(maps._WIDE // 8 - 1, 8)
-    monkeypatch.setattr(maps, "onednn_is_faster", lambda: True)
+    large, small = torch.empty(convolution._WIDE // 8, 8), torch.empty(convolution._WIDE // 8 - 1, 8)
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
-    assert maps.convolves(large)
-    assert not maps.convolves(small)
-    assert not maps.convolves(large.double())
-    monkeypatch.setattr(maps, "onednn_is_faster", lambda: False)
-    assert not maps.convolves(large)
-    monkeypatch.setattr(maps, "onednn_is_faster", lambda: True)
+    assert convolution.convolves(large)
+    assert not convolution.convolves(small)
+    assert not convolution.convolves(large.double())
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: False)
+    assert not convolution.convolves(large)
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
-    assert not maps.convolves(large)
+    assert not convolution.convolves(large)
