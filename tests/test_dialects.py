@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from dialects import BERT, GPT, Writer, memory_of
 import hubmodels
 from hubmodels.checkpoint import dialects
 from hubmodels.checkpoint.dialects import Dialect
+from hubmodels.checkpoint.tensors import scratch
 from hubmodels.errors import CheckpointError
 
 SIZES = {
@@ -96,6 +99,22 @@ def test_a_checkpoint_is_never_in_memory_twice(family, name, tmp_path):
     peak, _, size = memory_of(ENTRIES[family].__name__, *paths)
     assert size > 100e6
     assert peak <= 1.15 * size
+
+
+def test_threads_that_read_side_by_side_hold_one_tensor_twice_at_a_time():
+    """Else the peak is that of as many as there are threads, and which those are is luck."""
+    inside, together = threading.Semaphore(), threading.Event()
+
+    def turn(_) -> None:
+        with scratch((64, 64), torch.float32), scratch((3, 3), torch.float16):  # a thread may have some already
+            if not inside.acquire(blocking=False):
+                together.set()
+            together.wait(0.02)
+            inside.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(turn, range(8)))
+    assert not together.is_set()
 
 
 # --- The files' own names

@@ -3,6 +3,9 @@
 import ctypes
 import math
 import mmap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 LONGEST_HEADER = 100_000_000  # bytes of description in one file; the limit of safetensors' own reader
+_scratch = threading.RLock()  # a tensor that is turned and of another dtype wants it twice
 MOST_DIMENSIONS = 64  # as torch has for most of what it does; a product of millions would take for ever
 
 
@@ -65,19 +69,23 @@ def fill(target: Tensor, tensor: LazyTensor) -> None:
     if tensor.dtype == target.dtype:
         tensor.read_into(target)
     else:
-        theirs = scratch(tensor.shape, tensor.dtype)
-        tensor.read_into(theirs)
-        target.copy_(theirs)
+        with scratch(tensor.shape, tensor.dtype) as theirs:
+            tensor.read_into(theirs)
+            target.copy_(theirs)
 
 
-def scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+@contextmanager
+def scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
     """Memory for a moment, in a mapping of its own that goes back to the system at once. A freed piece of the heap
-    would stay as a hole between the parameters.
+    would stay as a hole between the parameters. One thread at a time has some: tensors are read side by side, and
+    however many threads read, no more than one tensor is in memory twice.
     """
     count = math.prod(shape)
-    if count * dtype.itemsize < mmap.PAGESIZE:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
+    with _scratch:
+        if count * dtype.itemsize < mmap.PAGESIZE:
+            yield torch.empty(shape, dtype=dtype)
+        else:
+            yield torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def extent(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> int:
@@ -165,9 +173,9 @@ class TurnedTensor:
 
     def read_into(self, target: Tensor) -> None:
         """Not by way of a mapped file, whose pages would stay beside the turned copy."""
-        theirs = scratch(self.tensor.shape, self.dtype)
-        self.tensor.read_into(theirs)
-        target.copy_(theirs.t())
+        with scratch(self.tensor.shape, self.dtype) as theirs:
+            self.tensor.read_into(theirs)
+            target.copy_(theirs.t())
 
 
 @dataclass(frozen=True)
