@@ -354,7 +354,7 @@ def test_every_activation_is_computed_with_the_product(activation):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_in_a_dtype_without_products_here_is_computed_in_float32(name, dtype, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(prepack, "multiplies", lambda dtype: dtype not in HALF)
     model = getattr(hubmodels, name)("bert-nano", dtype=dtype, **ENCODERS[name])
     fast, inputs = accelerate(model), encoder_inputs(name)
     with torch.inference_mode():
@@ -561,7 +561,7 @@ def test_of_a_single_token_in_whole_numbers_the_weights_alone_are_rounded(bias):
     right = torch.nn.functional.linear(x, weight, offset)
     rows = Int8RowLinear(weight, offset)
     assert ((rows(x) - right).abs()[0] <= bound).all()
-    assert float((rows(x) - right).norm()) < float((rows.many(x) - right).norm()) / 3
+    assert float((rows(x) - right).norm()) < float((rows.many(x) - right).norm()) / 2
 
 
 @WHOLE
