@@ -6,6 +6,7 @@ takes a second or two; and, for a single row, that of an embedding bag.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,6 +19,7 @@ from .layers import ACTIVATIONS
 from .products import linear
 
 TOKENS = 16  # that a weight is laid out for; oneDNN's layout for an inner product is the same for more
+_NARROW = 1024  # outputs
 _LEAST = 1e-30  # what the largest number of a row of zeros is taken to be
 _WIDTH = 96  # numbers of a bag: as many as FBGEMM sums up in a CPU's registers; half or twice as many are slower
 
@@ -66,20 +68,39 @@ class PackedLinear(PackedMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]"""
-        x = as_input(self.weight.dtype, x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return self._multiplied(torch.ops.mkldnn._linear_pointwise, [x], "none", [], "")
 
     def bent(self, x: Tensor, activation: str) -> Tensor:
         """As `PackedMap`"""
         if activation not in ONEDNN_ACTIVATIONS:
             return super().bent(x, activation)
-        x = as_input(self.weight.dtype, x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *ONEDNN_ACTIVATIONS[activation])
+        return self._multiplied(torch.ops.mkldnn._linear_pointwise, [x], *ONEDNN_ACTIVATIONS[activation])
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """As `PackedMap`"""
-        x, residual = as_input(self.weight.dtype, x), as_input(self.weight.dtype, residual)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        return self._multiplied(torch.ops.mkldnn._linear_pointwise.binary, [x, residual], "add")
+
+    def _multiplied(self, product: Callable[..., Tensor], inputs: list[Tensor], *options: Any) -> Tensor:
+        """inputs: each of as many rows"""
+        inputs = [as_input(self.weight.dtype, each) for each in inputs]
+        count = parts_for(len(inputs[0]), self.weight)
+        if count == 1:
+            return product(*inputs, self.weight, self.bias, *options)
+        parts = zip(*(each.tensor_split(count) for each in inputs), strict=True)
+        return torch.cat([product(*part, self.weight, self.bias, *options) for part in parts])
+
+
+def parts_for(tokens: int, weight: Tensor) -> int:
+    """In how many parts oneDNN is to multiply the tokens.
+
+    Of two threads its product in bfloat16 by AMX leaves one idle if tokens and outputs are about as many, and those
+    outputs few; of a third as many tokens, for maps as in BERT, it does not (benchmarks/products.py --parts).
+    """
+    outputs = weight.shape[0]
+    alike = outputs <= _NARROW and outputs < 2 * tokens and 3 * tokens <= 5 * outputs
+    if not alike or weight.dtype != torch.bfloat16 or torch.get_num_threads() != 2:
+        return 1
+    return -(-3 * tokens // outputs) if torch.cpu._is_amx_tile_supported() else 1
 
 
 class PlainMap(PackedMap):
@@ -149,10 +170,10 @@ def _scales(weight: Tensor) -> Tensor:
 
 
 class Int8TracedLinear(Int8Linear):
-    """`Int8Linear` for steps of generation that torch.compile makes a program of.
+    """`Int8Linear` for what torch.compile makes a program of.
 
-    There a single token is rounded to bfloat16, not to whole numbers, and the weight multiplied as it stands; several
-    go to FBGEMM by an operator that a program can name.
+    There a single token, and where the CPU has AMX each, is rounded to bfloat16, not to whole numbers, and the weight
+    multiplied as it stands; several go to FBGEMM by an operator that a program can name.
     """
 
     whole: Tensor  # int8 [out and some more, in]
@@ -167,6 +188,7 @@ class Int8TracedLinear(Int8Linear):
         self.register_buffer("whole", F.pad(whole, (0, 0, 0, rest)), persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("ones", torch.ones(len(whole) + rest, dtype=torch.bfloat16), persistent=False)
+        self.widens = torch.cpu._is_amx_tile_supported()
         self.number = _numbered(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -175,7 +197,7 @@ class Int8TracedLinear(Int8Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `Int8Linear`"""
-        if not torch.compiler.is_compiling() or len(x) != 1:
+        if not torch.compiler.is_compiling() or (len(x) != 1 and not self.widens):
             return super().forward(x)
         product = torch._weight_int8pack_mm(x.bfloat16(), self.whole, self.ones)[:, : len(self.bias)]
         return torch.addcmul(self.bias, product.float(), self.scales)

@@ -9,7 +9,7 @@ from test_generation import D, V, pair, prompts_of, ragged
 from torch import nn
 
 import hubmodels
-from hubmodels import generation, prepack
+from hubmodels import generation, maps, prepack
 from hubmodels.errors import InputError
 from hubmodels.layers import Linear, WordScores
 from hubmodels.maps import HalfLinear, Int8Linear, Int8RowLinear, PackedLinear, PackedWordScores, RowLinear
@@ -348,6 +348,35 @@ def test_every_activation_is_computed_with_the_product(activation):
     with torch.inference_mode():
         found, expected = (each(**encoder_inputs("")).last_hidden_state for each in (accelerate(model), model))
     assert distance(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 40])
+def test_tokens_in_parts_are_multiplied_as_all_at_once(tokens, monkeypatch):
+    draw = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(12, 20, generator=draw), torch.randn(12, generator=draw)
+    x, residual = torch.randn(tokens, 20, generator=draw), torch.randn(tokens, 12, generator=draw)
+    part = PackedLinear(weight, bias)
+    for count in (1, 2, 3):
+        monkeypatch.setattr(maps, "parts_for", lambda *_: count)  # noqa: B023
+        found = part(x), part.bent(x, "gelu"), part.plus(x, residual)
+        if count == 1:
+            expected = found
+        assert all(distance(a, b) <= 1e-6 * float(b.abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def test_two_threads_get_parts_of_a_third_of_the_outputs(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    narrow = torch.empty(768, 0, dtype=torch.bfloat16)
+    numbers = (0, 1, 16, 384, 385, 512, 513, 768, 1280, 1281, 4096)
+    assert [maps.parts_for(tokens, narrow) for tokens in numbers] == [1, 1, 1, 1, 2, 2, 3, 3, 5, 1, 1]
+    assert maps.parts_for(512, torch.empty(3072, 0, dtype=torch.bfloat16)) == 1
+    assert maps.parts_for(512, narrow.float()) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert maps.parts_for(512, narrow) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert maps.parts_for(512, narrow) == 1
 
 
 @WHOLE
