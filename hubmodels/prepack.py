@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import LayerCache
+from .compiled import CompiledBlocks, CompiledSteps, check_compiler
 from .convolution import FEW, ConvolvedLinear, convolves
 from .errors import InputError
 from .graphs import GraphedBlocks, GraphedSteps, Record, record_on_cuda
@@ -39,7 +40,6 @@ from .maps import (
 )
 from .packing import Packing
 from .products import multiplies
-from .steps import CompiledSteps, check_compiler
 
 M = TypeVar("M", bound=nn.Module)
 _FBGEMM = ("x86", "fbgemm")  # torch's quantised engines that are it
@@ -112,10 +112,11 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     is not rounded itself: alone, a text's words may be others than beside other texts.
     On a GPU nothing is packed: an encoder in half precision runs its blocks, and a language model the steps of its
     generation, as CUDA graphs.
-    compiled: of a language model on a CPU, its steps of generation, by torch.compile and a C++ compiler: the first of a
-    single row, and that of several, takes one to two minutes and as much memory as the weights; those after it are the
-    fastest there are. They are in the model's dtype, or in torch.int8, where a single row's token is rounded to
-    bfloat16. Nothing else is packed, unless dtype says so.
+    compiled: by torch.compile and a C++ compiler, for a CPU, what reads all the weights for few tokens: a language
+    model's steps of generation, and an encoder's blocks, in bfloat16 or torch.int8, for up to 32 tokens. The first time
+    takes one to two minutes, for steps of several rows again, and as much memory as the weights; after it they are the
+    fastest there are. In torch.int8 a step's single token, and where the CPU has AMX each, is rounded to bfloat16. Of a
+    language model nothing else is packed, unless dtype says so.
     Raises InputError for what is no model of this library, is elsewhere, a dtype that cannot be packed here, or what
     cannot be compiled.
     """
@@ -124,7 +125,7 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
         raise InputError(f"accelerate: expected a model on a CPU or a GPU, got one on {table.device}")
     generates = _generates(model)
     if compiled:
-        _check_compiled(model, table)
+        _check_compiled(model, table, dtype)
     if table.is_cuda:
         if dtype is not None:
             raise InputError(f"accelerate: dtype = {dtype}: expected None on {table.device}, where nothing is packed")
@@ -135,7 +136,7 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
             warnings.filterwarnings("ignore", ".*deprecated")  # torch has no other way yet to FBGEMM's layout
             kind = Int8TracedLinear if compiled else Int8RowLinear if generates else Int8Linear
             fast = _in_float32(_twin(model, kind))
-    elif compiled:
+    elif compiled and generates:
         fast = _twin(model, None)
     elif (generates or not _onednn_packs(table)) and _fbgemm_packs(model):
         fast = _in_float32(_twin(model, HalfLinear))
@@ -147,15 +148,25 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
         fast = _twin(model, None)
     if dtype is not None and not any(isinstance(part, Int8Linear) for part in fast.modules()):
         raise InputError("accelerate: there is no map left to pack; accelerate the model that this one was made of")
+    _settle(fast, model)
     if generates and table.is_cpu:
         fast.steps = CompiledSteps() if compiled else None  # type: ignore[assignment]
+    elif table.is_cpu:
+        like = fast if dtype is not None or not compiled else _settle(_twin(model, None), model)  # of no other layout
+        blocks = _transformer(fast).layers, _transformer(like).layers
+        _transformer(fast).shortcut = CompiledBlocks(*blocks) if compiled else None
+    fast.acceleration = _told(fast, table)  # type: ignore[assignment]
+    return fast
+
+
+def _settle(fast: M, model: nn.Module) -> M:
+    """A twin in eval mode, without gradients."""
     own = set(model.modules())  # the copy shares those with hooks
     for part in fast.modules():
         if part not in own:
             part.training = False
             kept = part._parameters.items()
             part._parameters = {key: None if p is None else nn.Parameter(p.detach(), False) for key, p in kept}
-    fast.acceleration = _told(fast, table)  # type: ignore[assignment]
     return fast
 
 
@@ -164,32 +175,37 @@ def graphed(model: M, record: Record = record_on_cuda) -> M:
     fast: Any = _twin(model, None)
     if _generates(model):
         fast.steps = GraphedSteps(record)
-    transformer, table = getattr(fast, "transformer", fast), _table(model)
+    transformer, table = _transformer(fast), _table(model)
     if not transformer.causal and table.itemsize == 2 and has_varlen(table.device):
         transformer.shortcut = GraphedBlocks(transformer.layers, record)
     return fast
 
 
+def _transformer(model: nn.Module) -> Any:
+    return getattr(model, "transformer", model)
+
+
 def _table(model: nn.Module) -> Tensor:
     """[V, D]"""
-    embeddings = getattr(getattr(model, "transformer", model), "embeddings", None)
+    embeddings = getattr(_transformer(model), "embeddings", None)
     if not isinstance(embeddings, Embeddings):
         raise InputError(f"accelerate: expected a model of this library, got a {type(model).__name__}")
     return embeddings.word.weight
 
 
 def _told(model: nn.Module, table: Tensor) -> str:
-    steps = getattr(model, "steps", None)
+    steps, shortcut = getattr(model, "steps", None), getattr(_transformer(model), "shortcut", None)
     counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in (HalfLinear, Int8Linear)}
     by_onednn = {part for part in model.modules() if isinstance(part, (PackedLinear, ConvolvedLinear))}
     by_onednn -= {part.many for part in by_onednn if isinstance(part, ConvolvedLinear)}
     fused = sum(type(part) in _FUSED.values() for part in model.modules())
     single = ", for single tokens by rows" if any(isinstance(part, RowLinear) for part in model.modules()) else ""
     single = ", steps of generation without beams compiled" if isinstance(steps, CompiledSteps) else single
+    single = f", up to {shortcut.most} tokens compiled" if isinstance(shortcut, CompiledBlocks) else single
     dtype = str(table.dtype).removeprefix("torch.")
     if isinstance(steps, GraphedSteps):
         return "steps of generation without beams are a CUDA graph, from 64 words on and until a row ends"
-    if getattr(getattr(model, "transformer", model), "shortcut", None):
+    if isinstance(shortcut, GraphedBlocks):
         return f"the blocks are CUDA graphs, for numbers of tokens that are at most an eighth apart, in {dtype}"
     if counts[Int8Linear]:
         return f"{counts[Int8Linear]} linear maps packed by FBGEMM in int8 from {dtype}{single}, the rest in float32"
@@ -222,7 +238,7 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
             return PackedWordScores(packed[module]) if isinstance(module, WordScores) else packed[module]
         if isinstance(module, PackedMap):
             return module
-        if has_hooks(module) and module not in (model, getattr(model, "transformer", model)):
+        if has_hooks(module) and module not in (model, _transformer(model)):
             return module
         copied = copy.copy(module)
         copied.__dict__ |= {key: copy.copy(held) for key, held in vars(module).items() if isinstance(held, dict)}
@@ -255,10 +271,14 @@ def _in_float32(model: M) -> M:
     return model
 
 
-def _check_compiled(model: nn.Module, table: Tensor) -> None:
-    if not _generates(model) or not table.is_cpu:
-        what = type(model).__name__ + ("" if table.is_cpu else f" on {table.device}")
-        raise InputError(f"accelerate: compiled = True: expected a language model on a CPU, got a {what}")
+def _check_compiled(model: nn.Module, table: Tensor, dtype: torch.dtype | None) -> None:
+    multiplied = dtype == torch.int8 or (table.dtype == torch.bfloat16 and multiplies(torch.bfloat16))
+    encodes = multiplied and not _transformer(model).causal
+    if not (_generates(model) or encodes) or not table.is_cpu:
+        raise InputError(
+            "accelerate: compiled = True: expected on a CPU a language model, or an encoder for torch.int8 or, if that "
+            f"CPU multiplies it, in bfloat16, got a {type(model).__name__} in {table.dtype} on {table.device}"
+        )
     if any(map(has_hooks, model.modules())):
         raise InputError("accelerate: compiled = True: a part of the model has hooks, which may not run in a program")
     check_compiler()

@@ -11,10 +11,10 @@ from test_prepack import WHOLE
 
 from hubmodels import maps
 from hubmodels.bench import systems
+from hubmodels.compiled import CompiledSteps, check_compiler
 from hubmodels.errors import InputError
 from hubmodels.maps import Int8TracedLinear
 from hubmodels.prepack import accelerate
-from hubmodels.steps import CompiledSteps, check_compiler
 
 try:
     check_compiler()
@@ -153,13 +153,6 @@ def test_the_benchmark_has_it():
 
 
 # What is told
-
-
-def test_what_is_no_language_model_is_refused():
-    model, _ = pair("gpt2", torch.float32, n_layer=1)
-    with pytest.raises(InputError) as error:
-        accelerate(model.transformer, compiled=True)
-    assert str(error.value) == "accelerate: compiled = True: expected a language model on a CPU, got a Gpt2Model"
 
 
 def test_hooks_are_refused():

@@ -12,11 +12,12 @@ import torch
 
 from .. import export
 from ..catalog import manifest
+from ..compiled import CompiledBlocks
 from ..errors import InputError
 from ..hub.families import ENTRY_POINTS, family_of
 from . import measure
 from .measure import ALIKE, Found, Timing, checked, time_in_turn
-from .systems import BASE, FLOOR, PEERS, our_runs, peer_runs, products_alone, sorted_buckets
+from .systems import BASE, COMPILED, FLOOR, PEERS, our_runs, peer_runs, products_alone, sorted_buckets
 from .workloads import AXES, CELLS, Cell, cells_of, curves
 
 DTYPES = tuple(ALIKE)
@@ -120,6 +121,8 @@ class _Contest:
         cell, runs = cell.to(self.device), dict(self.runs)
         if cell.name == "ragged":
             runs[f"{self.base}, sorted"] = sorted_buckets(runs[self.base])
+        if not cell.new and cell.tokens > CompiledBlocks.most:
+            runs.pop(COMPILED, None)  # there it is the accelerated model
         alike, errors = checked(runs, cell, self.judge)
         least = ALIKE[self.dtype][bool(cell.new)]
         for system, likeness in alike.items():
