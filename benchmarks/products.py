@@ -7,7 +7,7 @@ made wide, taken where a CPU has no products of half precision. With --packed, o
 convolution beside its inner product, both on weights laid out for them, taken on AMD's CPUs without AVX512. With
 --parts, in bfloat16, oneDNN's inner product of all tokens at once beside that of parts of them, taken by two threads
 where a CPU has AMX.
-Maps of BERT-base for 8 to 4,096 tokens (1,024 in half precision; 2 to 64; 256 to 1,536), in turn, each time over the
+Maps of BERT-base for 8 to 4,096 tokens (1,024 in half precision; 2 to 64; 384 to 1,536), in turn, each time over the
 weights of twelve layers, so that they come from memory as in a model; a figure is the median over the rounds of (the
 first's seconds / the other's seconds), with the least and the most, and the other's GFLOP/s. Both must agree with
 float64 to 1e-5 of the greatest number, or to the dtype's rounding.
@@ -34,7 +34,7 @@ from hubmodels.products import _product, multiplies
 MAPS = ((768, 768), (768, 2304), (768, 3072), (3072, 768))
 TOKENS = (8, 64, 128, 512, 1024, 4096)
 FEW = (2, 4, 8, 12, 16, 24, 32, 64)
-SPLIT = (256, 384, 448, 512, 640, 768, 1024, 1280, 1536)
+SPLIT = (384, 512, 640, 768, 896, 1024, 1536)
 LAYERS = 12
 
 

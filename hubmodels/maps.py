@@ -97,7 +97,7 @@ def parts_for(tokens: int, weight: Tensor) -> int:
     outputs few; of a third as many tokens, for maps as in BERT, it does not (benchmarks/products.py --parts).
     """
     outputs = weight.shape[0]
-    alike = outputs <= _NARROW and outputs < 2 * tokens and 3 * tokens <= 5 * outputs
+    alike = outputs <= _NARROW and 3 * outputs < 5 * tokens and 3 * tokens <= 4 * outputs
     if not alike or weight.dtype != torch.bfloat16 or torch.get_num_threads() != 2:
         return 1
     return -(-3 * tokens // outputs) if torch.cpu._is_amx_tile_supported() else 1

@@ -368,8 +368,8 @@ def test_two_threads_get_parts_of_a_third_of_the_outputs(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     narrow = torch.empty(768, 0, dtype=torch.bfloat16)
-    numbers = (0, 1, 16, 384, 385, 512, 513, 768, 1280, 1281, 4096)
-    assert [maps.parts_for(tokens, narrow) for tokens in numbers] == [1, 1, 1, 1, 2, 2, 3, 3, 5, 1, 1]
+    numbers = (0, 1, 16, 460, 461, 512, 513, 768, 1024, 1025, 4096)
+    assert [maps.parts_for(tokens, narrow) for tokens in numbers] == [1, 1, 1, 1, 2, 2, 3, 3, 4, 1, 1]
     assert maps.parts_for(512, torch.empty(3072, 0, dtype=torch.bfloat16)) == 1
     assert maps.parts_for(512, narrow.float()) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
