@@ -26,10 +26,11 @@ class _Program:
     the weights once more.
     """
 
-    def __init__(self, function: Callable[..., Tensor], backend: str):
+    def __init__(self, function: Callable[..., Tensor], dtype: torch.dtype):
         options = {
             "max_autotune": True,
-            "max_autotune_gemm_backends": backend,
+            # Of float64 inductor has no products of its own.
+            "max_autotune_gemm_backends": "ATEN" if dtype == torch.float64 else "CPP",
             # To look at each part of the model before each call takes a millisecond.
             "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
         }
@@ -67,7 +68,7 @@ class CompiledBlocks:
             return None
         with torch.inference_mode(False), torch.no_grad():  # else there would be one for each mode
             if self._program is None:
-                self._program = _Program(_through, _backend(x.dtype))
+                self._program = _Program(_through, x.dtype)
                 self._program(self.like, x.new_zeros(_USUAL, x.shape[1]), torch.ones(_USUAL, 1, 1, _USUAL).bool())
             rows = torch.arange(packing.batch).repeat_interleave(packing.ends(x.device).diff())  # [T]
             return self._program(self.like, x.detach().clone(), (rows[:, None] == rows)[:, None, None])
@@ -112,7 +113,7 @@ class CompiledSteps:
         if cache.batch == 1 and cache.real is not None:
             return None  # the last row of several, with padding, which the program of one knows nothing of
         if model is not self._model:
-            self._program = _Program(_next_scores, _backend(next(model.parameters()).dtype))
+            self._program = _Program(_next_scores, next(model.parameters()).dtype)
             self._model = model
         return _CompiledStep(self._program, model, cache)
 
@@ -134,10 +135,6 @@ class _CompiledStep:
 
 def _next_scores(model: Any, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     return model.next_scores(tokens, positions, cache)
-
-
-def _backend(dtype: torch.dtype) -> str:
-    return "ATEN" if dtype == torch.float64 else "CPP"  # inductor has no products of its own of float64
 
 
 def check_compiler() -> None:

@@ -113,10 +113,10 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     On a GPU nothing is packed: an encoder in half precision runs its blocks, and a language model the steps of its
     generation, as CUDA graphs.
     compiled: by torch.compile and a C++ compiler, for a CPU, what reads all the weights for few tokens: a language
-    model's steps of generation, and an encoder's blocks, in bfloat16 or torch.int8, for up to 32 tokens. The first time
-    takes one to two minutes, for steps of several rows again, and as much memory as the weights; after it they are the
-    fastest there are. In torch.int8 a step's single token, and where the CPU has AMX each, is rounded to bfloat16. Of a
-    language model nothing else is packed, unless dtype says so.
+    model's steps of generation, of which nothing else is packed unless dtype says so, and an encoder's blocks, in
+    bfloat16 or torch.int8, for up to 32 tokens. The first takes one to two minutes, steps of several rows again, and
+    the weights' memory; then they are the fastest there are. In torch.int8 a step's single token, and with AMX each, is
+    rounded to bfloat16: there a text's result depends on whether its batch has more than 32 tokens.
     Raises InputError for what is no model of this library, is elsewhere, a dtype that cannot be packed here, or what
     cannot be compiled.
     """
@@ -152,11 +152,14 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     if generates and table.is_cpu:
         fast.steps = CompiledSteps() if compiled else None  # type: ignore[assignment]
     elif table.is_cpu:
-        like = fast if dtype is not None or not compiled else _settle(_twin(model, None), model)  # of no other layout
-        blocks = _transformer(fast).layers, _transformer(like).layers
-        _transformer(fast).shortcut = CompiledBlocks(*blocks) if compiled else None
+        _transformer(fast).shortcut = _compiled_blocks(fast, model, dtype) if compiled else None
     fast.acceleration = _told(fast, table)  # type: ignore[assignment]
     return fast
+
+
+def _compiled_blocks(fast: nn.Module, model: nn.Module, dtype: torch.dtype | None) -> CompiledBlocks:
+    like = fast if dtype is not None else _settle(_twin(model, None), model)  # oneDNN's layout is in no program
+    return CompiledBlocks(_transformer(fast).layers, _transformer(like).layers)
 
 
 def _settle(fast: M, model: nn.Module) -> M:

@@ -134,7 +134,7 @@ def test_an_accelerated_encoder_in_whole_numbers():
     assert distance(found, exact) <= 1.5 * distance(packed, exact)
 
 
-def test_the_benchmark_has_it_where_tokens_are_few(bert, monkeypatch):  # noqa: F811
+def test_the_benchmark_has_it_where_tokens_are_few(bert):  # noqa: F811
     found = []
     contest = bench._Contest.__new__(bench._Contest)
     vars(contest).update(

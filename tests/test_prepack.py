@@ -590,7 +590,8 @@ def test_of_a_single_token_in_whole_numbers_the_weights_alone_are_rounded(bias):
     right = torch.nn.functional.linear(x, weight, offset)
     rows = Int8RowLinear(weight, offset)
     assert ((rows(x) - right).abs()[0] <= bound).all()
-    assert float((rows(x) - right).norm()) < float((rows.many(x) - right).norm()) / 2
+    finer = {63: 3, 127: 2}[rows.many.steps]  # without VNNI several tokens are rounded to half as many steps
+    assert float((rows(x) - right).norm()) < float((rows.many(x) - right).norm()) / finer
 
 
 @WHOLE
