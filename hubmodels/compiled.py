@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .cache import Cache, Seen
 from .errors import InputError
-from .layers import has_hooks
+from .fused import FusedBlocks, is_watched
 from .packing import Packing
 from .steps import Step
 
@@ -47,24 +47,25 @@ class _Program:
 class CompiledBlocks:
     """`Transformer.shortcut` of an encoder: a few tokens [T, D] -> [T, D] through all its blocks, as one program.
 
-    blocks: those that it stands for. like: the same, on weights that torch.compile can lay out.
+    blocks: those that it stands for. like: the same, on weights that torch.compile can lay out. others: the shortcut of
+    other numbers of tokens, if there is one.
     """
 
     most: ClassVar[int] = 32  # tokens; of 64, oneDNN's products are as fast
 
-    def __init__(self, blocks: nn.ModuleList, like: nn.ModuleList):
-        self.blocks, self.like = blocks, like
+    def __init__(self, blocks: nn.ModuleList, like: nn.ModuleList, others: FusedBlocks | None = None):
+        self.blocks, self.like, self.others = blocks, like, others
         self._parts = list(blocks.modules())
         self._program: _Program | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.blocks, self.like)  # a copy's weights are its own
+        return type(self), (self.blocks, self.like, self.others)  # a copy's weights are its own
 
     def __call__(self, x: Tensor, packing: Packing) -> Tensor | None:
-        """None: these tokens are not for the program."""
-        if not 1 < len(x) <= self.most or packing.pairwise is not None or self.blocks.training:
-            return None
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or any(map(has_hooks, self._parts)):
+        """None: these tokens are for no shortcut."""
+        if not 1 < len(x) <= self.most or packing.pairwise is not None:
+            return None if self.others is None else self.others(x, packing)
+        if is_watched(self.blocks, self._parts):
             return None
         with torch.inference_mode(False), torch.no_grad():  # else there would be one for each mode
             if self._program is None:

@@ -83,6 +83,12 @@ def products_are_faster(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and fast and torch.backends.mkldnn.is_available()
 
 
+def takes_padded(dtype: torch.dtype, packing: Packing) -> bool:
+    """Whether, on a CPU and without gradients, nothing is faster than torch's fused attention on a batch as it is."""
+    whole = packing.indices is None and packing.pairwise is None
+    return whole and products.multiplies(dtype) and (packing.causal or not products_are_faster(dtype))
+
+
 def product_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     """Softmax between two products, for as many heads at once as stay in a CPU's cache; each looks at all of its row.
 

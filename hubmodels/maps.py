@@ -7,6 +7,7 @@ takes a second or two; and, for a single row, that of an embedding bag.
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -36,10 +37,24 @@ class PackedMap(nn.Module):
         y = self(x)
         return y.add_(as_input(y.dtype, residual))
 
+    # The same for tokens of the map's dtype, and not too many of them, with the least of Python.
+
+    def bare(self) -> Callable[[Tensor], Tensor]:
+        """To `forward`"""
+        return self.forward
+
+    def bare_bent(self, activation: str) -> Callable[[Tensor], Tensor]:
+        """To `bent`"""
+        return partial(self.bent, activation=activation)
+
+    def bare_plus(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """To `plus`"""
+        return self.plus
+
 
 def as_input(dtype: torch.dtype, x: Tensor) -> Tensor:
     """What a packed product takes: no other dtype, as autocast may make it, and nothing that waits for a gradient."""
-    return (x.detach() if x.requires_grad else x).to(dtype)
+    return x if x.dtype == dtype and not x.requires_grad else x.detach().to(dtype)
 
 
 # What oneDNN calls them, their parameters and their kind.
@@ -68,26 +83,48 @@ class PackedLinear(PackedMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]"""
-        return self._multiplied(torch.ops.mkldnn._linear_pointwise, [x], "none", [], "")
+        return self._multiplied(x, "none", [], "")
 
     def bent(self, x: Tensor, activation: str) -> Tensor:
         """As `PackedMap`"""
         if activation not in ONEDNN_ACTIVATIONS:
             return super().bent(x, activation)
-        return self._multiplied(torch.ops.mkldnn._linear_pointwise, [x], *ONEDNN_ACTIVATIONS[activation])
+        return self._multiplied(x, *ONEDNN_ACTIVATIONS[activation])
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """As `PackedMap`"""
-        return self._multiplied(torch.ops.mkldnn._linear_pointwise.binary, [x, residual], "add")
-
-    def _multiplied(self, product: Callable[..., Tensor], inputs: list[Tensor], *options: Any) -> Tensor:
-        """inputs: each of as many rows"""
-        inputs = [as_input(self.weight.dtype, each) for each in inputs]
-        count = parts_for(len(inputs[0]), self.weight)
+        weight, bias, product = self.weight, self.bias, torch.ops.mkldnn._linear_pointwise.binary
+        x, residual = as_input(weight.dtype, x), as_input(weight.dtype, residual)
+        count = parts_for(x.shape[0], weight)
         if count == 1:
-            return product(*inputs, self.weight, self.bias, *options)
-        parts = zip(*(each.tensor_split(count) for each in inputs), strict=True)
-        return torch.cat([product(*part, self.weight, self.bias, *options) for part in parts])
+            return product(x, residual, weight, bias, "add")
+        parts = zip(x.tensor_split(count), residual.tensor_split(count), strict=True)
+        return torch.cat([product(*part, weight, bias, "add") for part in parts])
+
+    def bare(self) -> Callable[[Tensor], Tensor]:
+        """As `PackedMap`, at once"""
+        return self._bare("none", [], "")
+
+    def bare_bent(self, activation: str) -> Callable[[Tensor], Tensor]:
+        """As `PackedMap`, at once"""
+        known = ONEDNN_ACTIVATIONS.get(activation)
+        return super().bare_bent(activation) if known is None else self._bare(*known)
+
+    def bare_plus(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """As `PackedMap`, at once"""
+        return partial(torch.ops.mkldnn._linear_pointwise.binary, W=self.weight, B=self.bias, attr="add")
+
+    def _bare(self, attr: str, scalars: list[float], algorithm: str) -> Callable[[Tensor], Tensor]:
+        product = torch.ops.mkldnn._linear_pointwise.default
+        return partial(product, W=self.weight, B=self.bias, attr=attr, scalars=scalars, algorithm=algorithm)
+
+    def _multiplied(self, x: Tensor, *activation: Any) -> Tensor:
+        weight, bias, product = self.weight, self.bias, torch.ops.mkldnn._linear_pointwise.default
+        x = as_input(weight.dtype, x)
+        count = parts_for(x.shape[0], weight)
+        if count == 1:
+            return product(x, weight, bias, *activation)
+        return torch.cat([product(part, weight, bias, *activation) for part in x.tensor_split(count)])
 
 
 def parts_for(tokens: int, weight: Tensor) -> int:

@@ -9,19 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .cache import LayerCache
 from .compiled import CompiledBlocks, CompiledSteps, check_compiler
 from .convolution import FEW, ConvolvedLinear, convolves
 from .errors import InputError
+from .fused import FUSED, FusedBlocks, fused_blocks, fuses
 from .graphs import GraphedBlocks, GraphedSteps, Record, record_on_cuda
 from .kernels import has_varlen
 from .layers import (
-    Attention,
     Embeddings,
-    FeedForward,
     Linear,
-    PostNormBlock,
-    PreNormBlock,
     WordScores,
     has_hooks,
     is_plain,
@@ -38,41 +34,10 @@ from .maps import (
     PlainMap,
     RowLinear,
 )
-from .packing import Packing
 from .products import multiplies
 
 M = TypeVar("M", bound=nn.Module)
 _FBGEMM = ("x86", "fbgemm")  # torch's quantised engines that are it
-
-
-class FusedPostNormBlock(PostNormBlock):
-    """`PostNormBlock` of packed maps, without dropout."""
-
-    def forward(
-        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
-    ) -> Tensor:
-        """As `Block` says."""
-        x = self.attention_norm(self.attention(x, packing, probs, past, packing.kept_of(x)))
-        return self.feed_forward_norm(_fed(self.feed_forward, x, x))
-
-
-class FusedPreNormBlock(PreNormBlock):
-    """`PreNormBlock` of packed maps, without dropout."""
-
-    def forward(
-        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
-    ) -> Tensor:
-        """As `Block` says."""
-        x = self.attention(self.attention_norm(x), packing, probs, past, packing.kept_of(x))
-        return _fed(self.feed_forward, self.feed_forward_norm(x), x)
-
-
-def _fed(feed_forward: Any, x: Tensor, residual: Tensor) -> Tensor:
-    """[T, D] twice -> [T, D]"""
-    return feed_forward.output.plus(feed_forward.inner.bent(x, feed_forward.activation), residual)
-
-
-_FUSED: dict[type, type] = {PostNormBlock: FusedPostNormBlock, PreNormBlock: FusedPreNormBlock}
 
 
 def prepacked(model: M, rows: int) -> M:
@@ -152,14 +117,17 @@ def accelerate(model: M, dtype: torch.dtype | None = None, *, compiled: bool = F
     if generates and table.is_cpu:
         fast.steps = CompiledSteps() if compiled else None  # type: ignore[assignment]
     elif table.is_cpu:
-        _transformer(fast).shortcut = _compiled_blocks(fast, model, dtype) if compiled else None
+        shortcut = fused_blocks(_transformer(fast).layers)
+        _transformer(fast).shortcut = _compiled_blocks(fast, model, dtype, shortcut) if compiled else shortcut
     fast.acceleration = _told(fast, table)  # type: ignore[assignment]
     return fast
 
 
-def _compiled_blocks(fast: nn.Module, model: nn.Module, dtype: torch.dtype | None) -> CompiledBlocks:
+def _compiled_blocks(
+    fast: nn.Module, model: nn.Module, dtype: torch.dtype | None, others: FusedBlocks | None
+) -> CompiledBlocks:
     like = fast if dtype is not None else _settle(_twin(model, None), model)  # oneDNN's layout is in no program
-    return CompiledBlocks(_transformer(fast).layers, _transformer(like).layers)
+    return CompiledBlocks(_transformer(fast).layers, _transformer(like).layers, others)
 
 
 def _settle(fast: M, model: nn.Module) -> M:
@@ -201,7 +169,7 @@ def _told(model: nn.Module, table: Tensor) -> str:
     counts = {kind: sum(isinstance(part, kind) for part in model.modules()) for kind in (HalfLinear, Int8Linear)}
     by_onednn = {part for part in model.modules() if isinstance(part, (PackedLinear, ConvolvedLinear))}
     by_onednn -= {part.many for part in by_onednn if isinstance(part, ConvolvedLinear)}
-    fused = sum(type(part) in _FUSED.values() for part in model.modules())
+    fused = sum(type(part) in FUSED.values() for part in model.modules())
     single = ", for single tokens by rows" if any(isinstance(part, RowLinear) for part in model.modules()) else ""
     single = ", steps of generation without beams compiled" if isinstance(steps, CompiledSteps) else single
     single = f", up to {shortcut.most} tokens compiled" if isinstance(shortcut, CompiledBlocks) else single
@@ -246,21 +214,11 @@ def _twin(model: M, pack: Callable[[Tensor, Tensor | None], nn.Module] | None) -
         copied = copy.copy(module)
         copied.__dict__ |= {key: copy.copy(held) for key, held in vars(module).items() if isinstance(held, dict)}
         copied._modules = {name: part and twin(part) for name, part in module._modules.items()}
-        if type(module) in _FUSED and _fuses(copied):
-            copied.__class__ = _FUSED[type(module)]
+        if type(module) in FUSED and fuses(copied):
+            copied.__class__ = FUSED[type(module)]
         return copied
 
     return twin(model)  # type: ignore[return-value]
-
-
-def _fuses(block: Any) -> bool:
-    """Whether a block's parts are as its fused forward calls them: nothing of them replaced or hooked."""
-    attention, feed = block.attention, block.feed_forward
-    plain = (
-        type(attention).forward is Attention.forward and not has_hooks(attention) and "forward" not in vars(attention)
-    )
-    plain = plain and is_plain(feed, FeedForward) and is_plain(block.dropout, nn.Dropout)
-    return plain and all(isinstance(m, PackedMap) for m in (attention.output, feed.inner, feed.output))
 
 
 def _in_float32(model: M) -> M:

@@ -11,6 +11,7 @@ from torch import nn
 import hubmodels
 from hubmodels import generation, maps, prepack
 from hubmodels.errors import InputError
+from hubmodels.fused import FusedPostNormBlock
 from hubmodels.layers import Linear, WordScores
 from hubmodels.maps import HalfLinear, Int8Linear, Int8RowLinear, PackedLinear, PackedWordScores, RowLinear
 from hubmodels.prepack import accelerate, prepacked
@@ -320,7 +321,7 @@ def test_an_accelerated_encoder_equals_the_plain_one(name, padded, dtype, allowe
                 assert (a.dtype, b.dtype, a.shape) == (own, dtype, b.shape)
                 assert distance(a, b) <= allowed * max(1.0, float(b.abs().max()))
     packs = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() or FBGEMM
-    assert sum(isinstance(part, prepack.FusedPostNormBlock) for part in fast.modules()) == (4 if packs else 0)
+    assert sum(isinstance(part, FusedPostNormBlock) for part in fast.modules()) == (4 if packs else 0)
     assert any(type(part) is Linear for part in fast.modules()) != packs
     assert packs or fast.acceleration == "nothing: torch has no packed layout of bfloat16 here"
 
@@ -437,7 +438,7 @@ def test_hooks_within_a_block_still_run(part):
         found, expected = (each(**encoder_inputs("")).last_hidden_state for each in (fast, model))
     assert distance(found, expected) <= 1e-5
     assert len(seen) == 2
-    assert sum(isinstance(each, prepack.FusedPostNormBlock) for each in fast.modules()) == 3
+    assert sum(isinstance(each, FusedPostNormBlock) for each in fast.modules()) == 3
 
 
 def test_a_block_of_the_users_own_is_not_fused():

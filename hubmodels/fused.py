@@ -1,0 +1,139 @@
+"""Blocks of packed maps for inference: additions and activations come with the products, and nothing drops out.
+
+Shape letters: see `layers.py`.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import kernels
+from .cache import LayerCache
+from .layers import Attention, FeedForward, LayerNorm, PostNormBlock, PreNormBlock, has_hooks, is_plain
+from .maps import PackedLinear, PackedMap, parts_for
+from .packing import Packing
+
+
+class FusedPostNormBlock(PostNormBlock):
+    """`PostNormBlock` of packed maps, without dropout."""
+
+    def forward(
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+    ) -> Tensor:
+        """As `Block` says."""
+        x = self.attention_norm(self.attention(x, packing, probs, past, packing.kept_of(x)))
+        return self.feed_forward_norm(_fed(self.feed_forward, x, x))
+
+
+class FusedPreNormBlock(PreNormBlock):
+    """`PreNormBlock` of packed maps, without dropout."""
+
+    def forward(
+        self, x: Tensor, packing: Packing, probs: list[Tensor] | None = None, past: LayerCache | None = None
+    ) -> Tensor:
+        """As `Block` says."""
+        x = self.attention(self.attention_norm(x), packing, probs, past, packing.kept_of(x))
+        return _fed(self.feed_forward, self.feed_forward_norm(x), x)
+
+
+def _fed(feed_forward: Any, x: Tensor, residual: Tensor) -> Tensor:
+    """[T, D] twice -> [T, D]"""
+    return feed_forward.output.plus(feed_forward.inner.bent(x, feed_forward.activation), residual)
+
+
+FUSED: dict[type, type] = {PostNormBlock: FusedPostNormBlock, PreNormBlock: FusedPreNormBlock}
+
+
+def fuses(block: Any) -> bool:
+    """Whether a block's parts are as its fused forward calls them: nothing of them replaced or hooked."""
+    attention, feed = block.attention, block.feed_forward
+    plain = (
+        type(attention).forward is Attention.forward and not has_hooks(attention) and "forward" not in vars(attention)
+    )
+    plain = plain and is_plain(feed, FeedForward) and is_plain(block.dropout, nn.Dropout)
+    return plain and all(isinstance(m, PackedMap) for m in (attention.output, feed.inner, feed.output))
+
+
+class FusedBlocks:
+    """`Transformer.shortcut` of an encoder: few tokens [T, D] -> [T, D] through its fused blocks, in one loop.
+
+    It does what they do with the least of Python, which runs slowly between products: those leave nothing of it in the
+    CPU's cache. To go from module to module takes a tenth of the time of a short text (docs/performance.md).
+    """
+
+    most: ClassVar[int] = 1024  # tokens; of more, Python's time is not seen
+
+    def __init__(self, blocks: nn.ModuleList):
+        self.blocks = blocks
+        self._called = [part for block in blocks for part in _called_in(block)]  # whose hooks the blocks would run
+        self._steps = [_steps_of(block) for block in blocks]
+        first: Any = blocks[0]
+        self._dtype = first.attention_norm.weight.dtype
+        self._weights = [part.weight for part in first.modules() if isinstance(part, PackedLinear)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.blocks,)  # a copy's weights are its own
+
+    def __call__(self, x: Tensor, packing: Packing) -> Tensor | None:
+        """None: these tokens are not for the loop."""
+        if not 0 < len(x) <= self.most or x.dtype != self._dtype or x.requires_grad:
+            return None
+        if is_watched(self.blocks, self._called) or any(parts_for(len(x), weight) > 1 for weight in self._weights):
+            return None
+        mixed = _mixed_whole if kernels.takes_padded(x.dtype, packing) else _mixed
+        for attention, qkv, attended, norm, bent, fed, last in self._steps:
+            x = torch.layer_norm(attended(mixed(attention, qkv(x), packing), x), *norm)
+            x = torch.layer_norm(fed(bent(x), x), *last)
+        return x
+
+
+def fused_blocks(blocks: nn.ModuleList) -> FusedBlocks | None:
+    """None: there are none, or not all are as its loop takes them."""
+    return FusedBlocks(blocks) if len(blocks) > 0 and all(map(_loops, blocks)) else None
+
+
+def is_watched(blocks: nn.ModuleList, parts: list[nn.Module]) -> bool:
+    """Whether blocks have to go one by one: they train, have hooks, or run under autocast or a compiler."""
+    busy = blocks.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return busy or any(map(has_hooks, parts))
+
+
+def _loops(block: Any) -> bool:
+    if type(block) is not FusedPostNormBlock or not isinstance(block.attention.qkv, PackedMap):
+        return False
+    attention, norms = block.attention, (block.attention_norm, block.feed_forward_norm)
+    if type(attention).attend is not Attention.attend or "attend" in vars(attention) or attention.scale != 1.0:
+        return False
+    weights: list[Any] = [part.weight for part in block.modules() if isinstance(part, (LayerNorm, PackedLinear))]
+    return all(is_plain(norm, LayerNorm) for norm in norms) and len({weight.dtype for weight in weights}) == 1
+
+
+def _called_in(block: Any) -> tuple[nn.Module, ...]:
+    return block, block.attention, block.attention.qkv, block.attention_norm, block.feed_forward_norm
+
+
+def _steps_of(block: Any) -> tuple[Any, ...]:
+    attention, feed = block.attention, block.feed_forward
+    norm, last = (
+        (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        for norm in (block.attention_norm, block.feed_forward_norm)
+    )
+    bent = feed.inner.bare_bent(feed.activation)
+    qkv, attended, fed = attention.qkv.bare(), attention.output.bare_plus(), feed.output.bare_plus()
+    return attention, qkv, attended, norm, bent, fed, last
+
+
+def _mixed(attention: Any, qkv: Tensor, packing: Packing) -> Tensor:
+    """[T, 3 * D] -> [T, D]: queries, keys and values -> what the output map takes"""
+    q, k, v = qkv.view(len(qkv), 3, attention.heads, -1).unbind(1)  # [T, H, K]
+    return attention.attend(q, k, v, packing, None).flatten(1)
+
+
+def _mixed_whole(attention: Any, qkv: Tensor, packing: Packing) -> Tensor:
+    """As `_mixed`, of a batch without padding."""
+    split = qkv.view(packing.batch, packing.length, 3, attention.heads, -1)
+    q, k, v = split.transpose(1, 3).unbind(2)  # [B, H, S, K]
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=packing.causal)
+    return out.transpose(1, 2).reshape(len(qkv), -1)
