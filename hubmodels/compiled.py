@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .cache import Cache, Seen
 from .errors import InputError
-from .fused import FusedBlocks, is_watched
+from .fused import FusedBlocks, Parts
 from .packing import Packing
 from .steps import Step
 
@@ -45,7 +45,7 @@ class _Program:
 
 
 class CompiledBlocks:
-    """`Transformer.shortcut` of an encoder: a few tokens [T, D] -> [T, D] through all its blocks, as one program.
+    """`Shortcut` of a few tokens through all blocks of an encoder, as one program.
 
     blocks: those that it stands for. like: the same, on weights that torch.compile can lay out. others: the shortcut of
     other numbers of tokens, if there is one.
@@ -55,7 +55,7 @@ class CompiledBlocks:
 
     def __init__(self, blocks: nn.ModuleList, like: nn.ModuleList, others: FusedBlocks | None = None):
         self.blocks, self.like, self.others = blocks, like, others
-        self._parts = list(blocks.modules())
+        self._parts = Parts(blocks)
         self._program: _Program | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -65,7 +65,7 @@ class CompiledBlocks:
         """None: these tokens are for no shortcut."""
         if not 1 < len(x) <= self.most or packing.pairwise is not None:
             return None if self.others is None else self.others(x, packing)
-        if is_watched(self.blocks, self._parts):
+        if not self._parts.may_be_passed_by():
             return None
         with torch.inference_mode(False), torch.no_grad():  # else there would be one for each mode
             if self._program is None:

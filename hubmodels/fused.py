@@ -56,18 +56,35 @@ def fuses(block: Any) -> bool:
     return plain and all(isinstance(m, PackedMap) for m in (attention.output, feed.inner, feed.output))
 
 
-class FusedBlocks:
-    """`Transformer.shortcut` of an encoder: few tokens [T, D] -> [T, D] through its fused blocks, in one loop.
+class Parts:
+    """All modules within some blocks, as they are now."""
 
-    It does what they do with the least of Python, which runs slowly between products: those leave nothing of it in the
-    CPU's cache. To go from module to module takes a tenth of the time of a short text (docs/performance.md).
+    def __init__(self, blocks: nn.ModuleList):
+        self.blocks = blocks
+        self._held = [
+            (owner._modules, name, part) for owner in blocks.modules() for name, part in owner.named_children()
+        ]
+
+    def may_be_passed_by(self) -> bool:
+        """Whether nobody would see it if the blocks were not called themselves: no part has been replaced since or has
+        hooks, nothing trains, and neither autocast nor a compiler looks at them.
+        """
+        if self.blocks.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        return not any(held.get(name) is not part or has_hooks(part) for held, name, part in self._held)
+
+
+class FusedBlocks:
+    """`Shortcut` of few tokens through an encoder's fused blocks: what these do, in one loop.
+
+    Python runs slowly between products, which leave nothing of it in the CPU's cache: to go from module to module takes
+    a tenth of the time of a short text (docs/performance.md). So the loop knows its blocks' weights beforehand.
     """
 
     most: ClassVar[int] = 1024  # tokens; of more, Python's time is not seen
 
     def __init__(self, blocks: nn.ModuleList):
-        self.blocks = blocks
-        self._called = [part for block in blocks for part in _called_in(block)]  # whose hooks the blocks would run
+        self.blocks, self._parts = blocks, Parts(blocks)
         self._steps = [_steps_of(block) for block in blocks]
         first: Any = blocks[0]
         self._dtype = first.attention_norm.weight.dtype
@@ -80,7 +97,8 @@ class FusedBlocks:
         """None: these tokens are not for the loop."""
         if not 0 < len(x) <= self.most or x.dtype != self._dtype or x.requires_grad:
             return None
-        if is_watched(self.blocks, self._called) or any(parts_for(len(x), weight) > 1 for weight in self._weights):
+        in_parts = any(parts_for(len(x), weight) > 1 for weight in self._weights)
+        if in_parts or len(self.blocks) != len(self._steps) or not self._parts.may_be_passed_by():
             return None
         mixed = _mixed_whole if kernels.takes_padded(x.dtype, packing) else _mixed
         for attention, qkv, attended, norm, bent, fed, last in self._steps:
@@ -94,12 +112,6 @@ def fused_blocks(blocks: nn.ModuleList) -> FusedBlocks | None:
     return FusedBlocks(blocks) if len(blocks) > 0 and all(map(_loops, blocks)) else None
 
 
-def is_watched(blocks: nn.ModuleList, parts: list[nn.Module]) -> bool:
-    """Whether blocks have to go one by one: they train, have hooks, or run under autocast or a compiler."""
-    busy = blocks.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    return busy or any(map(has_hooks, parts))
-
-
 def _loops(block: Any) -> bool:
     if type(block) is not FusedPostNormBlock or not isinstance(block.attention.qkv, PackedMap):
         return False
@@ -108,10 +120,6 @@ def _loops(block: Any) -> bool:
         return False
     weights: list[Any] = [part.weight for part in block.modules() if isinstance(part, (LayerNorm, PackedLinear))]
     return all(is_plain(norm, LayerNorm) for norm in norms) and len({weight.dtype for weight in weights}) == 1
-
-
-def _called_in(block: Any) -> tuple[nn.Module, ...]:
-    return block, block.attention, block.attention.qkv, block.attention_norm, block.feed_forward_norm
 
 
 def _steps_of(block: Any) -> tuple[Any, ...]:

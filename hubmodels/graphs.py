@@ -65,7 +65,7 @@ class _Recorded(NamedTuple):
 
 
 class GraphedBlocks:
-    """`Transformer.shortcut` of an encoder: [T, D] -> [T, D] through all its blocks."""
+    """`Shortcut` through all blocks of an encoder."""
 
     def __init__(self, blocks: nn.ModuleList, record: Record = record_on_cuda):
         self.blocks, self.record = blocks, record

@@ -5,7 +5,7 @@ Shape letters: see `layers.py`.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,18 @@ class DecoderOptions(EncoderOptions, total=False):
     cache: Cache | None
 
 
+class Shortcut(Protocol):
+    """Who takes tokens through all blocks of a transformer at once: set by `accelerate`, asked where nobody sees what
+    is between them.
+    """
+
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+
+    def __call__(self, x: Tensor, packing: Packing) -> Tensor | None:
+        """[T, D] -> [T, D]; None: these tokens are to go block by block."""
+
+
 class Transformer(nn.Module):
     """Embeddings, blocks and, if there is one, a norm after the last.
 
@@ -79,8 +91,7 @@ class Transformer(nn.Module):
     architecture: ClassVar[str] = ""  # what config.json calls the class, if it is not the class's name
     causal: ClassVar[bool] = False
     provenance: Any  # set by loading: its `Provenance`
-    # Set by `accelerate`: takes [T, D] through all blocks, or gives None; asked where nobody sees what is between them.
-    shortcut: Callable[[Tensor, Packing], Tensor | None] | None = None
+    shortcut: Shortcut | None = None
 
     def __init__(self, config: Any, embeddings: Embeddings, layers: Sequence[Block], norm: LayerNorm | None = None):
         super().__init__()
@@ -156,7 +167,8 @@ class Transformer(nn.Module):
     ) -> tuple[list[tuple[slice, Packing]], list[Tensor], tuple[Tensor, Packing] | None]:
         """Where nobody sees what is between the blocks: what goes through them, and what went by the shortcut instead;
         and which tokens the last block finishes."""
-        if self.shortcut is not None and (short := self.shortcut(x, packing)) is not None:
+        shortcut = self.shortcut
+        if shortcut is not None and shortcut.blocks is self.layers and (short := shortcut(x, packing)) is not None:
             return [], [short], None
         if self._may_part(x, most := _AT_ONCE // (4 * x.shape[1] * x.itemsize)):
             return packing.parts(most), [], None
