@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from .cache import LayerCache
-from .layers import Attention, FeedForward, LayerNorm, PostNormBlock, PreNormBlock, has_hooks, is_plain
+from .layers import Attention, FeedForward, LayerNorm, PostNormBlock, PreNormBlock, has_hooks, hooks_of, is_plain
 from .maps import PackedLinear, PackedMap, parts_for
 from .packing import Packing
 
@@ -64,6 +64,7 @@ class Parts:
         self._held = [
             (owner._modules, name, part) for owner in blocks.modules() for name, part in owner.named_children()
         ]
+        self._hooks = [hooks for _, _, part in self._held for hooks in hooks_of(part)]
 
     def may_be_passed_by(self) -> bool:
         """Whether nobody would see it if the blocks were not called themselves: no part has been replaced since or has
@@ -71,7 +72,7 @@ class Parts:
         """
         if self.blocks.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
-        return not any(held.get(name) is not part or has_hooks(part) for held, name, part in self._held)
+        return not any(self._hooks) and all(held.get(name) is part for held, name, part in self._held)
 
 
 class FusedBlocks:

@@ -76,8 +76,12 @@ def initialise(module: nn.Module, std: float, generator: torch.Generator | None 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody looks at what goes into a module or comes out of it, forwards or backwards."""
-    forwards = module._forward_hooks or module._forward_pre_hooks
-    return bool(forwards or module._backward_hooks or module._backward_pre_hooks)
+    return any(hooks_of(module))
+
+
+def hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    """Where torch puts a module's hooks, now and later."""
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 def is_plain(part: nn.Module, kind: type) -> bool:

@@ -167,8 +167,7 @@ class Transformer(nn.Module):
     ) -> tuple[list[tuple[slice, Packing]], list[Tensor], tuple[Tensor, Packing] | None]:
         """Where nobody sees what is between the blocks: what goes through them, and what went by the shortcut instead;
         and which tokens the last block finishes."""
-        shortcut = self.shortcut
-        if shortcut is not None and shortcut.blocks is self.layers and (short := shortcut(x, packing)) is not None:
+        if (cut := self.shortcut) and cut.blocks is self.layers and (short := cut(x, packing)) is not None:
             return [], [short], None
         if self._may_part(x, most := _AT_ONCE // (4 * x.shape[1] * x.itemsize)):
             return packing.parts(most), [], None
