@@ -79,7 +79,7 @@ class FusedBlocks:
     """`Shortcut` of few tokens through an encoder's fused blocks: what these do, in one loop.
 
     Python runs slowly between products, which leave nothing of it in the CPU's cache: to go from module to module takes
-    a tenth of the time of a short text (docs/performance.md). So the loop knows its blocks' weights beforehand.
+    up to a tenth of the time of a short text (docs/performance.md). So the loop knows its blocks' weights beforehand.
     """
 
     most: ClassVar[int] = 1024  # tokens; of more, Python's time is not seen
