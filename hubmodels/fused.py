@@ -96,10 +96,11 @@ class FusedBlocks:
 
     def __call__(self, x: Tensor, packing: Packing) -> Tensor | None:
         """None: these tokens are not for the loop."""
+        if not self._parts.may_be_passed_by() or len(self.blocks) != len(self._steps):
+            return None
         if not 0 < len(x) <= self.most or x.dtype != self._dtype or x.requires_grad:
             return None
-        in_parts = any(parts_for(len(x), weight) > 1 for weight in self._weights)
-        if in_parts or len(self.blocks) != len(self._steps) or not self._parts.may_be_passed_by():
+        if any(parts_for(len(x), weight) > 1 for weight in self._weights):
             return None
         mixed = _mixed_whole if kernels.takes_padded(x.dtype, packing) else _mixed
         for attention, qkv, attended, norm, bent, fed, last in self._steps:

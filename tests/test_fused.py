@@ -133,13 +133,15 @@ def test_a_part_that_is_replaced_later_is_seen(case, monkeypatch):
     assert taken == ([True] if case == "layers" else [True, False])
 
 
-@pytest.mark.parametrize("case", ["all", "train", "autocast", "gradient", "dtype", "many", "none"])
-def test_what_is_not_for_the_loop(case):
+@pytest.mark.parametrize("case", ["all", "train", "autocast", "compile", "gradient", "dtype", "many", "none"])
+def test_what_is_not_for_the_loop(case, monkeypatch):
     fast, loop, x = encoder()
     batch = {"many": 1 + FusedBlocks.most // 12, "none": 0}.get(case, 5)
     x = x[:12].repeat(batch, 1)
     if case == "train":
         fast.layers.train()
+    elif case == "compile":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     elif case == "gradient":
         x.requires_grad_()
     elif case == "dtype":
