@@ -65,14 +65,17 @@ class Parts:
             (owner._modules, name, part) for owner in blocks.modules() for name, part in owner.named_children()
         ]
         self._hooks = [hooks for _, _, part in self._held for hooks in hooks_of(part)]
+        self._count = len(blocks)
 
     def may_be_passed_by(self) -> bool:
-        """Whether nobody would see it if the blocks were not called themselves: no part has been replaced since or has
-        hooks, nothing trains, and neither autocast nor a compiler looks at them.
+        """Whether nobody would see it if the blocks were not called themselves: no block has been added since, no part
+        replaced, none has hooks, nothing trains, and neither autocast nor a compiler looks at them.
         """
         if self.blocks.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
-        return not any(self._hooks) and all(held.get(name) is part for held, name, part in self._held)
+        if any(self._hooks) or len(self.blocks) != self._count:
+            return False
+        return all(held.get(name) is part for held, name, part in self._held)
 
 
 class FusedBlocks:
@@ -96,7 +99,7 @@ class FusedBlocks:
 
     def __call__(self, x: Tensor, packing: Packing) -> Tensor | None:
         """None: these tokens are not for the loop."""
-        if not self._parts.may_be_passed_by() or len(self.blocks) != len(self._steps):
+        if not self._parts.may_be_passed_by():
             return None
         if not 0 < len(x) <= self.most or x.dtype != self._dtype or x.requires_grad:
             return None

@@ -83,48 +83,44 @@ class PackedLinear(PackedMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]"""
-        return self._multiplied(x, "none", [], "")
+        return self._in_parts(self.bare(), x)
 
     def bent(self, x: Tensor, activation: str) -> Tensor:
         """As `PackedMap`"""
         if activation not in ONEDNN_ACTIVATIONS:
             return super().bent(x, activation)
-        return self._multiplied(x, *ONEDNN_ACTIVATIONS[activation])
+        return self._in_parts(self.bare_bent(activation), x)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """As `PackedMap`"""
-        weight, bias, product = self.weight, self.bias, torch.ops.mkldnn._linear_pointwise.binary
-        x, residual = as_input(weight.dtype, x), as_input(weight.dtype, residual)
-        count = parts_for(x.shape[0], weight)
-        if count == 1:
-            return product(x, residual, weight, bias, "add")
-        parts = zip(x.tensor_split(count), residual.tensor_split(count), strict=True)
-        return torch.cat([product(*part, weight, bias, "add") for part in parts])
+        return self._in_parts(self.bare_plus(), x, residual)
 
     def bare(self) -> Callable[[Tensor], Tensor]:
         """As `PackedMap`, at once"""
-        return self._bare("none", [], "")
+        return self._product("none", [], "")
 
     def bare_bent(self, activation: str) -> Callable[[Tensor], Tensor]:
         """As `PackedMap`, at once"""
         known = ONEDNN_ACTIVATIONS.get(activation)
-        return super().bare_bent(activation) if known is None else self._bare(*known)
+        return super().bare_bent(activation) if known is None else self._product(*known)
 
     def bare_plus(self) -> Callable[[Tensor, Tensor], Tensor]:
         """As `PackedMap`, at once"""
         return partial(torch.ops.mkldnn._linear_pointwise.binary, W=self.weight, B=self.bias, attr="add")
 
-    def _bare(self, attr: str, scalars: list[float], algorithm: str) -> Callable[[Tensor], Tensor]:
+    def _product(self, attr: str, scalars: list[float], algorithm: str) -> Callable[[Tensor], Tensor]:
         product = torch.ops.mkldnn._linear_pointwise.default
         return partial(product, W=self.weight, B=self.bias, attr=attr, scalars=scalars, algorithm=algorithm)
 
-    def _multiplied(self, x: Tensor, *activation: Any) -> Tensor:
-        weight, bias, product = self.weight, self.bias, torch.ops.mkldnn._linear_pointwise.default
-        x = as_input(weight.dtype, x)
-        count = parts_for(x.shape[0], weight)
+    def _in_parts(self, product: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """rows: each of as many tokens"""
+        dtype = self.weight.dtype
+        inputs = [as_input(dtype, each) for each in rows]
+        count = parts_for(inputs[0].shape[0], self.weight)
         if count == 1:
-            return product(x, weight, bias, *activation)
-        return torch.cat([product(part, weight, bias, *activation) for part in x.tensor_split(count)])
+            return product(*inputs)
+        parts = zip(*(each.tensor_split(count) for each in inputs), strict=True)
+        return torch.cat([product(*part) for part in parts])
 
 
 def parts_for(tokens: int, weight: Tensor) -> int:

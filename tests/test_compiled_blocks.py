@@ -82,7 +82,9 @@ def test_what_comes_out_is_an_ordinary_tensor(both):
     assert head.weight.grad is not None
 
 
-@pytest.mark.parametrize("case", ["one", "many", "none", "pairs", "hook", "states", "attentions", "train", "autocast"])
+@pytest.mark.parametrize(
+    "case", ["one", "many", "none", "pairs", "hook", "added", "states", "attentions", "train", "autocast"]
+)
 def test_what_is_not_for_the_program_goes_through_the_blocks(case):
     model, _ = pair("BertModel")
     fast = with_program(model)
@@ -93,6 +95,8 @@ def test_what_is_not_for_the_program_goes_through_the_blocks(case):
     seen = []
     if case == "hook":
         model.layers[0].attention.register_forward_hook(lambda *_: seen.append(1))
+    elif case == "added":
+        model.layers.append(model.layers[0])
     elif case == "train":
         model.train()
     with torch.autocast("cpu", enabled=case == "autocast"), torch.no_grad():
